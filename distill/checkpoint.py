@@ -1,0 +1,48 @@
+"""Names of checkpoints as recipes write them: a folder, a hub id, or `bundled:NAME`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distill.errors import RecipeError
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+def checkpoint_folder(name: str) -> str:
+    """`name` with `bundled:` resolved and existing folders made absolute; a hub id stays as it is.
+
+    Raises:
+        ValueError: no bundled checkpoint has this name (pydantic turns it into the recipe's error).
+    """
+    if name.startswith("bundled:"):
+        folder = BUNDLED / name.removeprefix("bundled:")
+        if not (folder / "config.json").is_file():
+            found = ", ".join(sorted(f"bundled:{p.parent.name}" for p in BUNDLED.glob("*/config.json"))) or "none"
+            raise ValueError(f"no checkpoint {name!r} ships with distill; these do: {found}")
+        return str(folder)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any]:
+    """config.json of a checkpoint, from its folder or from the hub, without loading weights.
+
+    Raises:
+        RecipeError: there is no such checkpoint; the message names `asked_by`, the key that asked for it.
+    """
+    file = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise RecipeError(f"{asked_by}={name}: no such folder. It takes a checkpoint folder or a hub id.")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(name, "config.json", revision=revision))
+        except Exception as error:  # offline, gated, unknown: the hub's client has a type for each
+            raise RecipeError(
+                f"{asked_by}={name}: no such folder here, and the hub gave no config.json for it "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+            ) from None
+    if not file.is_file():
+        raise RecipeError(f"{asked_by}={name}: the folder has no config.json, so it is no checkpoint.")
+    return json.loads(file.read_text())

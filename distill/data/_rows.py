@@ -1,0 +1,86 @@
+"""Rows of a file or of a hub data set, each with the words that say where it stands."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError
+
+Row = tuple[str, dict[str, Any]]
+
+
+def read_rows(path: str, split: str) -> Iterator[Row]:
+    """(where, row) for each row of `path`.
+
+    Raises:
+        DataError: no such file or data set, nothing in it, or a line that cannot be read (with its number).
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise DataError(f"{path} is a folder; data.path needs a .jsonl, .csv or .parquet file, or a hub id.")
+    if file.is_file():
+        readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+        if file.suffix not in readers:
+            raise DataError(f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet.")
+        rows = readers[file.suffix](file)
+    elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise DataError(f"{path}: no such file. data.path takes a .jsonl, .csv or .parquet file, or a hub id.")
+    else:
+        rows = _hub(path, split)
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path} holds no rows.")
+
+
+def _jsonl(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{where}: holds {type(row).__name__}; each line must be a JSON object.")
+            yield where, row
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: does not have the {len(reader.fieldnames or [])} columns of the header.")
+            yield where, row
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow.parquet as parquet
+
+    number = 0
+    for batch in parquet.ParquetFile(file).iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{file}, row {number}", row
+
+
+def _hub(name: str, split: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the hub's client raises a dozen types: offline, gated, no such set, no such split
+        raise DataError(
+            f"data.path={name}: no such file here, and the hub gave no split {split!r} of it "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+        ) from None
+    for number, row in enumerate(rows):
+        yield f"{name} [{split}], row {number}", dict(row)

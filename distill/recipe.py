@@ -1,0 +1,151 @@
+"""Recipe and parse(): the only door from YAML to types. Nothing heavier than pydantic is imported here."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from distill.adapter import Adapter
+from distill.compression import Compression
+from distill.data import Data
+from distill.errors import RecipeError
+from distill.evaluation import Evaluation
+from distill.loss import Loss
+from distill.option import STRICT
+from distill.student import Student
+from distill.teacher import Teacher
+from distill.tracking import Tracking
+from distill.training import Training
+
+Stage = Literal["teach", "train", "compress", "verify", "evaluate", "report"]
+STAGES: tuple[str, ...] = typing.get_args(Stage)
+
+GROUPS: dict[str, Any] = {
+    "data": Data,
+    "teacher": Teacher,
+    "student": Student,
+    "loss": Loss,
+    "adapter": Adapter,
+    "compression": Compression,
+    "evaluation": Evaluation,
+    "tracking": Tracking,
+}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Licence:
+    """Licences whose conditions the user has read and accepts."""
+
+    accept: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One reproducible run; the only thing that stages see of Hydra."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    until: Stage = "report"
+    """The last stage to run; typing the command again without it goes on."""
+    rehearse: Literal[False] = False
+    """Rehearsal with tiny models is not there yet."""
+    licence: Licence = dataclasses.field(default_factory=Licence)
+    data: Data
+    teacher: Teacher
+    student: Student
+    loss: Loss
+    adapter: Adapter
+    training: Training = dataclasses.field(default_factory=Training)
+    compression: dict[str, Compression] = dataclasses.field(default_factory=dict)
+    baselines: list[Literal["baseline_text", "baseline_no_teacher"]] = dataclasses.field(default_factory=list)
+    evaluation: Evaluation
+    tracking: Tracking
+
+    def __post_init__(self) -> None:
+        has_teacher = self.teacher.kind != "none"
+        if not has_teacher and self.loss.kind != "text":
+            raise ValueError(
+                f"loss={self.loss.kind} compares the student with a teacher, but teacher=none. "
+                "Use loss=text, or name a teacher"
+            )
+        if not has_teacher and self.baselines:
+            raise ValueError("baselines say what a teacher adds; with teacher=none there is nothing to compare")
+        if "baseline_no_teacher" in self.baselines and not _has_own_answers(self.data):
+            raise ValueError("baselines: baseline_no_teacher needs data.labelled_rows, the rows that have an answer")
+        for name, compression in self.compression.items():
+            if name != compression.kind:
+                raise ValueError(f"compression.{name} holds kind {compression.kind!r}; they must be the same")
+        if "lora" in self.compression and self.adapter.kind == "none":
+            raise ValueError("compression=lora keeps the adapter alone, but adapter=none trains none; use adapter=lora")
+
+
+def parse(config: Mapping[str, Any]) -> Recipe:
+    """The typed recipe of a composed and resolved configuration.
+
+    Raises:
+        RecipeError: unknown keys, wrong types, values out of range, options that exclude each other. Six lines at most.
+    """
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(config))
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors(include_url=False)]
+        shown, left_out = lines[:5], len(lines) - 5
+        raise RecipeError("\n".join(shown) + (f"\n… and {left_out} more" if left_out > 0 else "")) from None
+
+
+def options_of(group: str) -> dict[str, type]:
+    """kind → option class, for one group of the recipe."""
+    union = typing.get_args(GROUPS[group])[0]
+    classes = typing.get_args(union) or (union,)
+    return {typing.get_args(typing.get_type_hints(cls)["kind"])[0]: cls for cls in classes}
+
+
+def fields_of(group: str, kind: str) -> set[str]:
+    """Names of the keys that an option has."""
+    return {field.name for field in dataclasses.fields(options_of(group)[kind])}
+
+
+def _has_own_answers(data: Any) -> bool:
+    return getattr(data, "labelled_rows", None) is not None
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """One line: which key, what was found, what is needed."""
+    where = [str(part) for part in problem["loc"]]
+    # pydantic puts the union's tag into the path ("loss", "jsd", "beta"); users write loss.beta
+    if len(where) > 1 and where[0] in GROUPS:
+        tag = 2 if where[0] == "compression" else 1
+        if len(where) > tag and where[tag] in options_of(where[0]):
+            where.pop(tag)
+    key, found, kind = ".".join(where) or "recipe", problem["input"], problem["type"]
+    if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
+        known = sorted(_keys_beside(problem["loc"]))
+        near = difflib.get_close_matches(where[-1], known, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{key}: no such key; {hint}there are: {', '.join(k for k in known if k != 'kind')}."
+    if kind in {"missing", "missing_argument"}:
+        return f"{key}: is needed; give {key}=…"
+    if kind == "union_tag_invalid":
+        valid = sorted(options_of(where[0]))
+        near = difflib.get_close_matches(str(found.get("kind")), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}: no option {found.get('kind')!r}; {hint}there are: {', '.join(valid)}."
+    if key == "rehearse":
+        return "rehearse=true: rehearsal with tiny models is not there yet; run with rehearse=false."
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind in {"value_error", "dataclass_type"}:
+        return f"{key}: {message}."
+    return f"{key}={found!r}: {message[0].lower()}{message[1:]}."
+
+
+def _keys_beside(location: tuple) -> set[str]:
+    group = location[0] if location else None
+    if group in GROUPS and len(location) > 2:
+        kind = location[2] if group == "compression" else location[1]
+        return fields_of(group, str(kind))
+    owner = {"training": Training, "licence": Licence}.get(str(group), Recipe) if len(location) > 1 else Recipe
+    return {field.name for field in dataclasses.fields(owner)}

@@ -1,0 +1,176 @@
+"""RunFolder: what a run left behind, read back in one go. The report, the cards and the trackers start from it.
+
+A run that stopped early lacks some of the files; what is missing reads as empty, never as an error.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+HIDDEN = "(hidden)"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run as plain values, secrets already hidden.
+
+    `recipe` is the composed recipe with every `kind` filled in; `recipe_text` is the file as it stands.
+    `start` is the last start event of the record (a resumed run starts several times), `stages` are all stage events.
+    `scores`, `metrics`, `samples` and `verification` hold scores.json, metrics.jsonl, samples.json and
+    verification.json.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    start: dict[str, Any]
+    num_starts: int
+    stages: list[dict[str, Any]]
+    scores: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    verification: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, run: Path) -> "RunFolder":
+        """Reads `run`. Raises ValueError where a whole JSON or YAML file is broken."""
+        recipe, recipe_text = _read_recipe(run / "recipe.yaml")
+        record = _read_lines(run / "record.jsonl")
+        starts = [event for event in record if event.get("event") == "start"]
+        start = dict(starts[-1]) if starts else {}
+        if "command" in start:
+            start["command"] = hide_secrets_in_command(str(start["command"]))
+        return cls(
+            path=run,
+            recipe=recipe,
+            recipe_text=recipe_text,
+            start=start,
+            num_starts=len(starts),
+            stages=[event for event in record if event.get("event") == "stage"],
+            scores=_read_json(run / "scores.json", {}),
+            metrics=_read_lines(run / "metrics.jsonl"),
+            samples=_read_json(run / "samples.json", []),
+            verification=_read_json(run / "verification.json", []),
+        )
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, or the folder's where no file says it."""
+        return str(self.scores.get("recipe") or self.start.get("recipe") or self.recipe.get("name") or self.path.name)
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """The entries of scores.json, in display order."""
+        return list(self.scores.get("models") or [])
+
+    @property
+    def task(self) -> str | None:
+        """The main score's name: scores.json's task where any model has it, else the first score that one has."""
+        names = [name for model in self.models for name, value in (model.get("scores") or {}).items() if value is not None]
+        task = self.scores.get("task")
+        return task if task in names or not names else names[0]
+
+    def model(self, name: str) -> dict[str, Any] | None:
+        """The entry of scores.json called `name`, or None."""
+        return next((model for model in self.models if model.get("name") == name), None)
+
+
+def without_secrets(value: Any, key: str = "") -> Any:
+    """`value` with every secret replaced by "(hidden)", by the names of the keys and by user:password@ in addresses.
+
+    Numbers under keys such as `max_new_tokens` stay; words under `tokenizer` stay; a string under any other key
+    with "key" or "token" in its name goes, and everything under "secret", "password" or "credential".
+    """
+    if isinstance(value, Mapping):
+        return {name: without_secrets(child, f"{key}.{name}" if _is_secret(key, "") else str(name)) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(child, key) for child in value]
+    if _is_secret(key, value):
+        return HIDDEN
+    return _without_login(value) if isinstance(value, str) else value
+
+
+def hide_secrets_in_command(command: str) -> str:
+    """`command` with the values of `...key=value` arguments hidden like `without_secrets` does."""
+
+    def hide(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        return f"{name}={without_secrets(_parsed(value), name.split('.')[-1])}" if _is_secret(name, _parsed(value)) else match[0]
+
+    hidden = re.sub(r"(?P<name>[\w./+~@-]+)=(?P<value>'[^']*'|\"[^\"]*\"|\S+)", hide, command)
+    return re.sub(r"(\w+://)[^\s/@:]+:[^\s/@]+@", rf"\1{HIDDEN}@", hidden)
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    if value is None or value == "" and not key:
+        return False
+    words = key.lower()
+    if any(word in words for word in ("secret", "password", "passwd", "credential")):
+        return True
+    return isinstance(value, str) and "tokenizer" not in words and ("key" in words or "token" in words)
+
+
+def _parsed(text: str) -> Any:
+    """A command-line value as YAML would read it: `3` is a number, `sk-3` a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _without_login(text: str) -> str:
+    if "://" not in text or "@" not in text:
+        return text
+    address = urlsplit(text)
+    return urlunsplit(address._replace(netloc=f"{HIDDEN}@{address.netloc.rpartition('@')[2]}"))
+
+
+def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
+    """The recipe as a mapping and as text; both without secrets.
+
+    A run's recipe.yaml can be run again, so it names options in its `defaults` list and not as `kind`s.
+    """
+    import yaml
+
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text(encoding="utf-8")
+    recipe = yaml.safe_load(text) or {}
+    hidden = without_secrets(recipe)
+    if hidden != recipe:
+        text = yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
+    for default in hidden.pop("defaults", None) or []:
+        for group, option in default.items() if isinstance(default, dict) else ():
+            group = str(group).removeprefix("override ").strip().lstrip("/")
+            if isinstance(option, str) and isinstance(hidden.setdefault(group, {}), dict):
+                hidden[group].setdefault("kind", option)
+            elif isinstance(option, list) and isinstance(hidden.setdefault(group, {}), dict):
+                for name in option:
+                    hidden[group].setdefault(name, {"kind": name})
+    return hidden, text
+
+
+def _read_json(path: Path, missing: Any) -> Any:
+    if not path.is_file():
+        return missing
+    text = path.read_text(encoding="utf-8")
+    return (json.loads(text) or missing) if text.strip() else missing
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines. A line that a crash cut in half is left out: the run went on after it."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines

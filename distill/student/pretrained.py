@@ -1,0 +1,57 @@
+"""`student=pretrained`: start from a checkpoint, all of its layers or some."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from distill.errors import RecipeError
+from distill.option import STRICT
+from distill.checkpoint import checkpoint_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Pretrained:
+    """A checkpoint from a folder or the hub, possibly with fewer layers."""
+
+    kind: Literal["pretrained"]
+    model: Annotated[str, AfterValidator(checkpoint_folder)]
+    """A folder, a hub id, or `bundled:NAME`."""
+    revision: str | None = None
+    layers: Annotated[list[int], Field(min_length=1)] | None = None
+    """Keep only these layers, counted from 0; None keeps all."""
+
+    def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+        """The model with float32 weights, on the CPU. `tokenizer` and `seed` decide nothing here."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, dtype=torch.float32)
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        return model
+
+
+def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:
+    """Cuts `model` in place to the given decoder layers, in that order."""
+    from torch import nn
+
+    decoder = model.base_model
+    name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
+    if name is None:
+        raise RecipeError(f"student.layers: {type(model).__name__} keeps its layers where we do not look; leave it out.")
+    blocks = getattr(decoder, name)
+    wrong = [index for index in layers if not 0 <= index < len(blocks)]
+    if wrong:
+        raise RecipeError(f"student.layers={layers}: the checkpoint has layers 0 to {len(blocks) - 1}, not {wrong}.")
+    setattr(decoder, name, nn.ModuleList(blocks[index] for index in layers))
+    for position, block in enumerate(getattr(decoder, name)):
+        attention = getattr(block, "self_attn", getattr(block, "attn", None))
+        if hasattr(attention, "layer_idx"):
+            attention.layer_idx = position  # the key-value cache is addressed by it
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in layers]

@@ -1,0 +1,47 @@
+"""How the student is trained: names and meanings of transformers' TrainingArguments, except for `batch_size`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from distill.option import STRICT
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Training:
+    """One optimisation: AdamW, a schedule, and a global batch that does not depend on the machine."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows in the global batch, whatever the number of processes and accumulation steps."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that a batch is cut into; the result is the same, memory is saved."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Takes the place of num_train_epochs."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On embeddings and on what each attention and MLP block adds to the residual stream."""
+    prompt_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of the prompt's tokens in the loss, beside 1 for the response's."""
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens in a row. A longer response is cut; a row whose prompt alone is longer is left out. Both are counted."""
+    bf16: bool | None = None
+    """bfloat16 autocast. None: where the device multiplies bfloat16 in hardware."""
+    save_steps: Annotated[float, Field(gt=0)] = 0.1
+    """A checkpoint to resume from every so many steps, or, below 1, after each such share of the steps."""
+    logging_steps: Annotated[float, Field(gt=0)] = 0.02
+    """The same for the loss curve."""
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal micro-batches"
+            )
