@@ -46,3 +46,8 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
     if not file.is_file():
         raise RecipeError(f"{asked_by}={name}: the folder has no config.json, so it is no checkpoint.")
     return json.loads(file.read_text())
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the weights of a local checkpoint."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -90,7 +91,8 @@ def parse(config: Mapping[str, Any]) -> Recipe:
         RecipeError: unknown keys, wrong types, values out of range, options that exclude each other. Six lines at most.
     """
     try:
-        return TypeAdapter(Recipe).validate_python(dict(config))
+        # as JSON: strict types, yet objects become dataclasses and lists stay lists
+        return TypeAdapter(Recipe).validate_json(json.dumps(dict(config)))
     except ValidationError as error:
         lines = [_describe(problem) for problem in error.errors(include_url=False)]
         shown, left_out = lines[:5], len(lines) - 5

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 HIDDEN = "(hidden)"
+_LOGIN = re.compile(r"(\w+://)[^\s/@]+@")
+_ARGUMENT = re.compile(r"(?P<path>[\w./+~@-]+)=(?P<value>'[^']*'|\"[^\"]*\"|\S+)")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class RunFolder:
     @property
     def task(self) -> str | None:
         """The main score's name: scores.json's task where any model has it, else the first score that one has."""
-        names = [name for model in self.models for name, value in (model.get("scores") or {}).items() if value is not None]
+        scores = [model.get("scores") or {} for model in self.models]
+        names = [name for each in scores for name, value in each.items() if value is not None]
         task = self.scores.get("task")
         return task if task in names or not names else names[0]
 
@@ -79,39 +81,37 @@ class RunFolder:
         return next((model for model in self.models if model.get("name") == name), None)
 
 
-def without_secrets(value: Any, key: str = "") -> Any:
-    """`value` with every secret replaced by "(hidden)", by the names of the keys and by user:password@ in addresses.
+def without_secrets(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """`value` with every secret replaced by "(hidden)", judged by the names of the keys that lead to it.
 
-    Numbers under keys such as `max_new_tokens` stay; words under `tokenizer` stay; a string under any other key
-    with "key" or "token" in its name goes, and everything under "secret", "password" or "credential".
+    Everything below "secret", "password" or "credential" goes; below other names with "key" or "token" in them
+    only strings do, so that `max_new_tokens: 64` and `tokenizer: org/name` stay. In addresses, user:password@ goes.
     """
     if isinstance(value, Mapping):
-        return {name: without_secrets(child, f"{key}.{name}" if _is_secret(key, "") else str(name)) for name, child in value.items()}
+        return {name: without_secrets(child, (*path, str(name))) for name, child in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(child, key) for child in value]
-    if _is_secret(key, value):
+        return [without_secrets(child, path) for child in value]
+    if value is not None and any(_is_secret(name, value) for name in path):
         return HIDDEN
-    return _without_login(value) if isinstance(value, str) else value
+    return _LOGIN.sub(rf"\1{HIDDEN}@", value) if isinstance(value, str) else value
 
 
 def hide_secrets_in_command(command: str) -> str:
-    """`command` with the values of `...key=value` arguments hidden like `without_secrets` does."""
+    """`command` with the values of its `some.key=value` arguments hidden as `without_secrets` hides them."""
 
-    def hide(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        return f"{name}={without_secrets(_parsed(value), name.split('.')[-1])}" if _is_secret(name, _parsed(value)) else match[0]
+    def hide(argument: re.Match[str]) -> str:
+        path = tuple(argument["path"].lstrip("+~").split("."))
+        shown = without_secrets(_parsed(argument["value"]), path)
+        return f"{argument['path']}={HIDDEN}" if shown == HIDDEN else argument[0]
 
-    hidden = re.sub(r"(?P<name>[\w./+~@-]+)=(?P<value>'[^']*'|\"[^\"]*\"|\S+)", hide, command)
-    return re.sub(r"(\w+://)[^\s/@:]+:[^\s/@]+@", rf"\1{HIDDEN}@", hidden)
+    return _LOGIN.sub(rf"\1{HIDDEN}@", _ARGUMENT.sub(hide, command))
 
 
-def _is_secret(key: str, value: Any) -> bool:
-    if value is None or value == "" and not key:
-        return False
-    words = key.lower()
-    if any(word in words for word in ("secret", "password", "passwd", "credential")):
+def _is_secret(name: str, value: Any) -> bool:
+    name = name.lower()
+    if any(word in name for word in ("secret", "password", "passwd", "credential")):
         return True
-    return isinstance(value, str) and "tokenizer" not in words and ("key" in words or "token" in words)
+    return isinstance(value, str) and "tokenizer" not in name and ("key" in name or "token" in name)
 
 
 def _parsed(text: str) -> Any:
@@ -120,13 +120,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _without_login(text: str) -> str:
-    if "://" not in text or "@" not in text:
-        return text
-    address = urlsplit(text)
-    return urlunsplit(address._replace(netloc=f"{HIDDEN}@{address.netloc.rpartition('@')[2]}"))
 
 
 def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
@@ -150,7 +143,7 @@ def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
                 hidden[group].setdefault("kind", option)
             elif isinstance(option, list) and isinstance(hidden.setdefault(group, {}), dict):
                 for name in option:
-                    hidden[group].setdefault(name, {"kind": name})
+                    hidden[group][name] = {"kind": name} | (hidden[group].get(name) or {})
     return hidden, text
 
 
@@ -166,7 +159,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # not splitlines(): JSON strings may hold U+2028 and its like as they are
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             value = json.loads(line)
         except ValueError:

@@ -361,8 +361,7 @@ TRAINED = (
         (
             "{name} packs {total} {things} into {boxes} of {each}, as many as can be filled. "
             "How many {things} are left over?",
-            "{name} has {total} {things}. Every {each} {things} fill one {box}. "
-            "How many {things} stay after filling {boxes}?",
+            "{name} has {total} {things}. Every {each} {things} fill one {box}. How many {things} do not fill a {box}?",
             "{total} {things} are shared equally among {each} children, as many as possible. "
             "How many {things} are left over?",
         ),

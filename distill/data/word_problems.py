@@ -13,17 +13,18 @@ Whether a problem is for training or for evaluation is decided by a hash of its 
 occur in training, whatever the seed, the number of rows or the recipe.
 """
 
-import json
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distill.artifact import fingerprint
 from distill.data._templates import BOXES, DISTRACTORS, LARGEST_NUMBER, NAMES, NEW, THINGS, TRAINED, Template
 from distill.errors import DataError
 from distill.example import Example, Examples
@@ -34,6 +35,8 @@ GENERATOR_VERSION = 1
 
 EVALUATION_SHARE = 10
 """One text in so many belongs to evaluation."""
+
+Item = TypeVar("Item")
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
@@ -58,14 +61,9 @@ class WordProblems:
         """Training rows in a fixed order and the two evaluation sets; no text occurs twice in any of them.
 
         Raises:
-            DataError: more rows than there are problems, or `labelled_rows` above `num_rows`.
+            DataError: more rows than there are problems.
         """
         labelled = self.num_rows if self.labelled_rows is None else self.labelled_rows
-        if labelled > self.num_rows:
-            raise DataError(
-                f"data.labelled_rows={labelled}, but data.num_rows={self.num_rows}: only existing rows can have a "
-                f"solution. Set data.labelled_rows to {self.num_rows} or less, or raise data.num_rows."
-            )
         training = _take(_problems(TRAINED, f"training {self.problem_seed}", evaluation=False), self.num_rows)
         evaluation = {
             "exact_match": _take(_problems(TRAINED, "evaluation", evaluation=True), self.evaluation_rows),
@@ -81,13 +79,8 @@ class WordProblems:
                 for metric, problems in evaluation.items()
                 if problems
             },
-            fingerprint=self._fingerprint(),
+            fingerprint=fingerprint(settings=asdict(self), inputs={"generator": str(GENERATOR_VERSION)}),
         )
-
-    def _fingerprint(self) -> str:
-        settings = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        text = json.dumps([GENERATOR_VERSION, settings], sort_keys=True)
-        return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def is_for_evaluation(prompt: str) -> bool:
@@ -101,7 +94,7 @@ def _problems(templates: Sequence[Template], seed: str, *, evaluation: bool) -> 
     rng = Random(seed)
     seen = set()
     misses = 0
-    while misses < 10_000:
+    while misses < 1_000:
         template = _choose(rng, templates)
         prompt, response = _write(rng, template)
         misses += 1
@@ -170,7 +163,7 @@ def _integer(rng: Random, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-def _choose(rng: Random, items: Sequence):
+def _choose(rng: Random, items: Sequence[Item]) -> Item:
     return items[_integer(rng, 0, len(items) - 1)]
 
 

@@ -16,6 +16,6 @@ class BitsPerByte:
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     """Length of the samples in the report."""
     rows: Annotated[int, Field(ge=1)] | None = None
-    positions: Annotated[int, Field(ge=1)] = 2000
+    positions: Annotated[int, Field(ge=1)] = 1000
     """At most so many response tokens on which likelihoods and the divergence from the teacher are measured."""
     samples: Annotated[int, Field(ge=0)] = 12

@@ -19,7 +19,7 @@ class ExactMatch:
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     rows: Annotated[int, Field(ge=1)] | None = None
     """At most so many rows of each evaluation set; None: all."""
-    positions: Annotated[int, Field(ge=1)] = 2000
+    positions: Annotated[int, Field(ge=1)] = 1000
     """At most so many response tokens on which likelihoods and the divergence from the teacher are measured."""
     samples: Annotated[int, Field(ge=0)] = 12
     """Answers shown side by side in the report."""

@@ -1,0 +1,222 @@
+"""python -m distill: compose the recipe, check it, run it, say where the report is.
+
+Everything that can be wrong with a recipe or an argument is found before Hydra makes a run folder (exit code 2).
+Hydra then runs the one job, or every job of a sweep. torch is imported by the pipeline only.
+"""
+
+import argparse
+import datetime
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from distill import _hydra, shipped
+from distill._hydra_errors import explain
+from distill._own_recipe import write_recipe
+from distill.errors import DistillError, RecipeError
+from distill.progress import console
+from distill.recipe import Recipe, parse
+
+INTERRUPTED = 130
+NUM_TRACEBACK_LINES = 12
+"""Kept in the logbook; the end of a traceback says what happened."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits: 0 done, 1 a stage failed, 2 wrong recipe or argument, 130 interrupted."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _run_command(typed)
+    except KeyboardInterrupt:
+        _say(f"Interrupted. The same command goes on: {_command(typed)}")
+        code = INTERRUPTED
+    except DistillError as error:
+        _say_error(str(error))
+        code = error.exit_code
+    except Exception as error:
+        _say_error(
+            f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
+        )
+        code = 1
+        if _debugging():
+            traceback.print_exc()
+    sys.exit(code)
+
+
+def _run_command(typed: list[str]) -> int:
+    args = _arguments(typed)
+    if args.shell_completion or args.hydra_help or args.help or args.info or args.cfg in {"hydra", "all"}:
+        overrides = args.overrides if args.shell_completion else _hydra.for_hydra(args.overrides, args.config_dir)
+        with explain(args.overrides):
+            return _start_hydra(typed, args, overrides)
+    if args.cfg:
+        _print_config(args)
+        return 0
+    if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+        jobs = _hydra.compose_sweep(args.overrides, args.config_dir)
+    else:
+        jobs = [_hydra.compose(args.overrides, args.config_dir)]
+    _check([parse(job.config) for job in jobs])
+    return _start_hydra(typed, args, _hydra.for_hydra(args.overrides, args.config_dir))
+
+
+def _check(recipes: Sequence[Recipe]) -> None:
+    """Refuses what the recipes' files and checkpoints speak against, while nothing is written yet."""
+    from distill.checks import check
+
+    for recipe in recipes:
+        check(recipe)
+
+
+def _arguments(typed: list[str]) -> argparse.Namespace:
+    """Hydra's flags and our overrides. Raises RecipeError for flags that mean nothing here."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        raise RecipeError(f"{message}. See python -m distill --help")
+
+    parser.error = refuse  # type: ignore[method-assign,assignment]
+    # flags may stand between overrides
+    args = parser.parse_intermixed_args(typed)
+    if args.config_name or args.config_path:
+        raise RecipeError(
+            "--config-name and --config-path have no meaning here; choose with recipe=NAME or recipe=FILE."
+        )
+    if args.experimental_rerun:
+        raise RecipeError("--experimental-rerun has no meaning here; recipe=RUN_FOLDER/recipe.yaml runs a run again.")
+    if args.resolve and args.cfg in {"hydra", "all"}:
+        raise RecipeError(f"--resolve: --cfg {args.cfg} can be shown unresolved only; --cfg job is always resolved.")
+    if args.run + args.multirun + (args.cfg is not None) + (args.info is not None) + args.shell_completion > 1:
+        raise RecipeError("Only one of --run, --multirun, --cfg, --info and --shell-completion can be given.")
+    return args
+
+
+def _print_config(args: argparse.Namespace) -> None:
+    """--cfg job: the composed YAML as a run takes it; not parsed, so that a wrong recipe can be looked at too."""
+    composed = _hydra.compose(args.overrides, args.config_dir)
+    for line in composed.dropped:
+        _say(line)
+    config = OmegaConf.create(composed.config)
+    package = args.package if args.package and args.package != "_global_" else None
+    chosen = OmegaConf.select(config, package) if package else config
+    if chosen is None:
+        raise RecipeError(f"--package {package}: there is no such key. There are: {', '.join(map(str, config))}.")
+    print(OmegaConf.to_yaml(chosen).rstrip() if OmegaConf.is_config(chosen) else chosen)
+
+
+def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str]) -> int:
+    """Hands over to hydra.main and returns the worst exit code of its jobs."""
+    import hydra
+
+    codes, as_typed = [0], sys.argv
+
+    def job(_: DictConfig) -> None:
+        # the record keeps the command as the user typed it
+        sys.argv = as_typed
+        codes.append(_run_job(typed, args.config_dir))
+
+    # hydra.main reads sys.argv: flags first, since argparse takes no overrides on both sides of a flag
+    flags = list(typed)
+    for override in args.overrides:
+        flags.remove(override)
+    sys.argv = [as_typed[0], *flags, *overrides]
+    # Hydra would print a stack trace of its own and exit; with this it hands the exception to us
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(str(shipped.conf_folder()), "config", version_base=_hydra.VERSION_BASE)(job)()
+    except OSError as error:
+        if isinstance(error, hydra.errors.MissingConfigException):
+            raise
+        raise RecipeError(f"The run folder cannot be made: {error}. hydra.run.dir=FOLDER chooses another.") from error
+    finally:
+        sys.argv = as_typed
+    return max(codes)
+
+
+def _run_job(typed: list[str], config_dir: str | None) -> int:
+    """One run inside the folder that Hydra made. Its faults end here, so that the other jobs of a sweep go on."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_config = HydraConfig.get()
+    run_folder = Path(hydra_config.runtime.output_dir)
+    ours = list(hydra_config.overrides.task)
+    composed = _hydra.recompose([*hydra_config.overrides.hydra, *ours], config_dir)
+    recipe = parse(composed.config)
+    if len(ours) and hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
+        _say(f"{_shown(run_folder)}: {' '.join(text.removeprefix('++') for text in ours)}")
+    try:
+        write_recipe(composed, run_folder / "recipe.yaml")
+        _run_pipeline(recipe, run_folder, composed.dropped)
+    except KeyboardInterrupt:
+        _note(run_folder, "Interrupted.")
+        raise
+    except DistillError as error:
+        _say_error(str(error))
+        _note(run_folder, f"Stopped: {error}")
+        if _debugging():
+            traceback.print_exception(error)
+        return error.exit_code
+    except Exception as error:
+        return _unforeseen(error, run_folder, typed)
+    report = run_folder / "report.html"
+    _say(f"Report: {_shown(report)}" if report.is_file() else f"Run folder: {_shown(run_folder)}")
+    return 0
+
+
+def _run_pipeline(recipe: Recipe, run_folder: Path, notes: Sequence[str]) -> None:
+    """`notes` go to the terminal and into the logbook."""
+    from distill.pipeline import run
+
+    run(recipe, run_folder, notes)
+
+
+def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> int:
+    """A fault that nobody foresaw: one line here, the end of its traceback in the logbook."""
+    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-NUM_TRACEBACK_LINES:]
+    _note(run_folder, "Stopped by an unforeseen error:\n\n" + "\n".join(f"    {line}" for line in lines))
+    message = str(error).strip().splitlines()
+    _say_error(f"{type(error).__name__}: {message[0] if message else 'no message'}")
+    _say(f"The traceback is in {_shown(run_folder / 'logbook.md')}. The same command goes on: {_command(typed)}")
+    if _debugging():
+        traceback.print_exception(error)
+    return 1
+
+
+def _note(run_folder: Path, text: str) -> None:
+    """Appends a line to the logbook as RunRecord.log does; a run may stop before it has a record."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    with (run_folder / "logbook.md").open("a", encoding="utf-8") as logbook:
+        logbook.write(f"* {now} {text}\n")
+
+
+def _shown(path: Path) -> str:
+    """`path` as short as it can be typed here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _command(typed: list[str]) -> str:
+    return " ".join(["python -m distill", *(shlex.quote(text) for text in typed)])
+
+
+def _debugging() -> bool:
+    return os.environ.get("DISTILL_DEBUG") == "1"
+
+
+def _say(text: str, style: str = "") -> None:
+    """One message on stderr, word for word: brackets in it are no markup, and lines break where the terminal does."""
+    console().print(text, style=style, markup=False, emoji=False)
+
+
+def _say_error(text: str) -> None:
+    _say(text, style="red")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Facts about model architectures, read from the checkpoint."""

@@ -1,0 +1,115 @@
+"""Loading any package that transformers reads, quantising on load, and nothing that runs code from a checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DataError
+from distill.runtime.bnb import cast_unquantised, disable_cpu_packing, import_bitsandbytes, quiet
+
+INT8: Mapping[str, Any] = {"load_in_8bit": True}
+NF4: Mapping[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = None) -> Any:
+    """The model of a package in eval mode: a `PreTrainedModel`, or a `PeftModel` where the package has an adapter.
+
+    Args:
+        folder: see `distill.runtime.hf.Transformers`.
+        dtype: a torch dtype or its name; None keeps what is stored.
+        device: "cpu" or "cuda"; None takes the GPU where there is one.
+    """
+    from transformers import AutoModelForCausalLM
+
+    root = Path(folder)
+    adapter = None
+    base: Path | str = folder
+    if (root / "adapter_config.json").is_file() and not (root / "config.json").is_file():
+        adapter, base = root, _base_of(root)
+    elif (root / "adapter" / "adapter_config.json").is_file() and _is_quantised(root):
+        adapter = root / "adapter"
+    quantised = _is_quantised(base)
+    if quantised or adapter is not None:
+        import_bitsandbytes()
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype="auto" if dtype is None else dtype,
+            device_map={"": device or default_device()},
+            trust_remote_code=False,
+            local_files_only=Path(base).is_dir(),
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            # PEFT keeps adapters in float32 whatever the base is: rounding one moves the function that was trained.
+            model = PeftModel.from_pretrained(model, str(adapter))
+    disable_cpu_packing(model)
+    if quantised and dtype is not None:
+        cast_unquantised(model, dtype)
+    return model.eval()
+
+
+def load_quantised(
+    folder: Path | str, how: str | Mapping[str, Any], *, rest: Any = None, device: str | None = None
+) -> Any:
+    """A float checkpoint whose linear layers are quantised while it loads, in eval mode.
+
+    transformers leaves the output head and tied weights alone. Pass no skip list of your own: it would replace
+    that default.
+
+    Args:
+        folder: a checkpoint with float weights; each layer is quantised from the stored values.
+        how: "nf4", "int8", or the arguments of `transformers.BitsAndBytesConfig`.
+        rest: torch dtype of what is not quantised, and of 4-bit products; None keeps the stored one.
+        device: as for `load_model`.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    import_bitsandbytes()
+    arguments = {"nf4": NF4, "int8": INT8}[how] if isinstance(how, str) else how
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto",
+            quantization_config=BitsAndBytesConfig(**arguments),
+            device_map={"": device or default_device()},
+            trust_remote_code=False,
+            local_files_only=Path(folder).is_dir(),
+        )
+    disable_cpu_packing(model)
+    cast_unquantised(model, rest or model.config.dtype)
+    return model.eval()
+
+
+def load_like(student: Path | str, package: Path, device: str | None = None) -> Any:
+    """The student quantised here and now as the config.json of the bitsandbytes package `package` says."""
+    config = json.loads((package / "config.json").read_text("utf-8"))
+    how = dict(config["quantization_config"])
+    how.pop("quant_method", None)
+    return load_quantised(student, {k: v for k, v in how.items() if k[0] != "_"}, rest=config["dtype"], device=device)
+
+
+def default_device() -> str:
+    """ "cuda" where there is one, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _base_of(adapter: Path) -> Path | str:
+    """The base that an adapter names: a folder seen from the adapter, a folder seen from here, or a hub id."""
+    base = json.loads((adapter / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise DataError(f"{adapter}/adapter_config.json names no base_model_name_or_path, so there is nothing to adapt")
+    for candidate in (adapter / base, Path(base)):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return base
+
+
+def _is_quantised(base: Path | str) -> bool:
+    """Whether bitsandbytes may be needed; a hub id counts, as its config is not here. Importing it takes seconds."""
+    file = Path(base) / "config.json"
+    return not file.is_file() or "quantization_config" in json.loads(file.read_text("utf-8"))

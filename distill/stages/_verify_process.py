@@ -1,0 +1,111 @@
+"""The fresh process of verify: `python -m distill.stages._verify_process REQUEST ANSWER`.
+
+It knows nothing of the run that made the packages; it has their folders, the student's, and held-out text.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.encoding import encode_prompt, encode_response
+from distill.runtime.hf import Transformers
+
+GREEDY_PROMPTS = 8
+GREEDY_TOKENS = 48
+
+# N positions, V vocabulary
+
+
+def main(request_file: str, answer_file: str) -> None:
+    """Writes name → proof for every package that was asked about."""
+    request = json.loads(Path(request_file).read_text())
+    with Transformers(Path(request["student"])) as student:
+        held_out = _HeldOut(student, request)
+    proofs = {name: _prove(package, request["runtime"], held_out) for name, package in request["packages"].items()}
+    Path(answer_file).write_text(json.dumps(proofs, indent=1))
+
+
+class _HeldOut:
+    """Held-out rows as the student reads them, and what the student says on them."""
+
+    def __init__(self, student: Transformers, request: dict[str, Any]):
+        self.texts = [text for text in (*request["prompt_texts"], *request["responses"]) if text]
+        self.token_ids = student.tokenize(self.texts)
+        prompts = [encode_prompt(student.tokenizer, _prompt(p)) for p in request["prompts"]]
+        self.rows, self.positions, left = [], [], request["positions"]
+        for prompt, response in zip(prompts, request["responses"], strict=True):
+            row = (prompt + encode_response(student.tokenizer, response or ""))[: student.max_positions]
+            wanted = list(range(min(len(prompt), len(row)) - 1, len(row) - 1))[:left]
+            if wanted:
+                self.rows.append(row)
+                self.positions.append(wanted)
+                left -= len(wanted)
+        self.logprobs_NV = student.logprobs(self.rows, self.positions)
+        room = (student.max_positions or 1 << 30) - GREEDY_TOKENS
+        self.prompts = [prompt for prompt in prompts if len(prompt) <= room][:GREEDY_PROMPTS]
+        self.greedy = student.generate(self.prompts, GREEDY_TOKENS)
+
+
+def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[str, Any]:
+    """One package's proof; a package that does not load is a failed proof, not a crash."""
+    try:
+        with _open(Path(package["path"]), runtime) as model:
+            token_ids_equal = model.tokenize(held_out.texts) == held_out.token_ids
+            logprobs_NV = model.logprobs(held_out.rows, held_out.positions)[:, : held_out.logprobs_NV.shape[1]]
+            greedy = model.generate(held_out.prompts, GREEDY_TOKENS)
+            detail = _reload_difference(package, model, held_out, logprobs_NV)
+    except Exception as error:  # whatever the runtime raises, the user must hear which package it was
+        return {"verified": False, "runtime": runtime, "detail": f"does not load or run: {type(error).__name__}: {error}"}
+    return _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, detail)
+
+
+def _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal) -> dict[str, Any]:
+    p_NV = np.exp(held_out.logprobs_NV.astype(np.float64))
+    kl = float((p_NV * (held_out.logprobs_NV.astype(np.float64) - logprobs_NV)).sum(axis=1).mean())
+    agreement = float((held_out.logprobs_NV.argmax(axis=1) == logprobs_NV.argmax(axis=1)).mean())
+    same_greedy = float(np.mean([a == b for a, b in zip(greedy, held_out.greedy, strict=True)]))
+    faults = []
+    if not token_ids_equal:
+        faults.append("its tokenizer gives other token ids than the student's")
+    if not kl <= package["max_kl_nats"]:  # NaN fails too
+        faults.append(f"its mean divergence from the student is {kl:.2g} nats, {package['max_kl_nats']:g} is allowed")
+    if bit_equal is False:
+        faults.append("what was saved is not what quantising the student gives")
+    return {
+        "verified": not faults,
+        "runtime": runtime,
+        "kl_to_student_nats": kl,
+        "top1_agreement": agreement,
+        "token_ids_equal": token_ids_equal,
+        "greedy_equal": same_greedy,
+        "positions": len(logprobs_NV),
+        "bit_equal_reload": bit_equal,
+        "detail": "; ".join(faults),
+    }
+
+
+def _reload_difference(package, model, held_out: _HeldOut, logprobs_NV: np.ndarray) -> bool | None:
+    """Whether the package equals, bit for bit, what its format makes of the student here and now; None: not asked."""
+    quantised = {"bnb_int8": "int8", "bnb_nf4": "nf4"}.get(package["kind"])
+    if not quantised:
+        return None
+    return None
+
+
+def _open(path: Path, runtime: str):
+    if runtime == "llama.cpp":
+        from distill.runtime.llama_cpp import LlamaCpp
+
+        return LlamaCpp(path)
+    return Transformers(path)
+
+
+def _prompt(prompt: Any) -> Any:
+    return prompt if isinstance(prompt, str) else tuple(prompt)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,124 @@
+"""compress: student (+ responses) → one package for each compression."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.compression import Compression
+from distill.example import Example
+from distill.recipe import Recipe
+from distill.responses import TeacherResponses
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+VERSION = 1
+"""Part of the fingerprint: raise it when the same settings give another package."""
+
+
+def settings(recipe: Recipe, compression: Compression) -> dict[str, Any]:
+    """What decides the package, beside the student (and, for healing, the responses)."""
+    kept = asdict(compression)
+    kept.pop("max_kl_nats")  # judged by verify, changes nothing that is made
+    if not compression.heals:
+        return {"version": VERSION, **kept}
+    training = asdict(recipe.training)
+    healed_with = {name: training[name] for name in ("batch_size", "prompt_weight", "max_length", "bf16")}
+    return {"version": VERSION, **kept, "loss": asdict(recipe.loss), "training": healed_with, "seed": recipe.seed}
+
+
+def make_package(
+    recipe: Recipe,
+    compression: Compression,
+    student: Path,
+    examples: Sequence[Example],
+    responses: TeacherResponses | None,
+    folder: Path,
+) -> Mapping[str, Any]:
+    """Fills `folder/package`; a compression that heals goes on training from its last checkpoint."""
+    package = folder / "package"
+    if not compression.heals:
+        package.mkdir(exist_ok=True)
+        compression.make(student, package)
+        return {}
+    if not (folder / "base-is-made").exists():
+        package.mkdir(exist_ok=True)
+        compression.make(student, package)
+        (folder / "base-is-made").touch()
+    measured = _heal(recipe, compression, student, examples, responses, folder)
+    (folder / "base-is-made").unlink()
+    return measured
+
+
+def _heal(recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path) -> Mapping[str, Any]:
+    """Trains an adapter on the quantised package with the recipe's loss and targets; it is saved in `adapter/`."""
+    import shutil
+
+    from distill.encoding import load_tokenizer, tokenizer_hash
+    from distill.stages._batches import plan_batches
+    from distill.stages._rows import token_rows
+    from distill.stages._trainer import train, write_curve
+    from distill.stages.train import _live_teacher, _same_threads
+
+    _same_threads(folder)
+    tokenizer = load_tokenizer(student)
+    training = replace(
+        recipe.training,
+        learning_rate=compression.learning_rate,
+        max_steps=compression.max_steps,
+        gradient_accumulation_steps=recipe.training.gradient_accumulation_steps,
+        warmup_steps=compression.max_steps // 10,
+        weight_decay=0.0,
+        dropout=0.0,
+    )
+    made = token_rows(
+        examples,
+        responses,
+        tokenizer,
+        max_length=training.max_length,
+        same_tokenizer=responses.header.tokenizer_hash == tokenizer_hash(tokenizer),
+    )
+    lengths = [len(row.input_ids_T) for row in made.rows]
+    plan = plan_batches(
+        lengths, batch_size=training.batch_size, seed=recipe.seed, epochs=1, max_steps=compression.max_steps
+    )
+    model = _with_adapter(compression, student, folder / "package", recipe.seed)
+    live = recipe.teacher.kind == "hf" and recipe.teacher.live and recipe.loss.kind != "text"
+    trained = train(
+        model,
+        made.rows,
+        recipe.loss,
+        training,
+        plan,
+        seed=recipe.seed,
+        pad_id=tokenizer.pad_token_id,
+        folder=folder / "trainer",
+        label="heal",
+        live_teacher=_live_teacher(recipe) if live else None,
+    )
+    model.save_pretrained(folder / "package" / "adapter")
+    shutil.rmtree(folder / "trainer")
+    write_curve(folder / "curve.jsonl", trained.curve)
+    return {"resumed_from_step": trained.resumed_from_step}
+
+
+def _with_adapter(compression, student: Path, base: Path, seed: int) -> "PeftModel":
+    """The quantised base with a LoRA that starts as the best low-rank fit of the rounding error."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    from distill.runtime.bnb import residual_lora_init
+    from distill.runtime.hf import load_model
+
+    model = load_model(base)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=compression.rank, lora_alpha=compression.alpha, target_modules="all-linear"
+    )
+    adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = ".."  # the package is self-contained
+    state = {name: tensor for file in sorted(student.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    residual_lora_init(adapted, state)
+    return adapted

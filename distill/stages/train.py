@@ -1,0 +1,171 @@
+"""train: responses + student → a checkpoint. Also the baselines: the same student, the same number of tokens."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.artifact import write_whole
+from distill.encoding import load_tokenizer, template_hash, tokenizer_hash, train_tokenizer
+from distill.example import Example
+from distill.loss.text import Text
+from distill.recipe import Recipe
+from distill.responses import TeacherResponses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = 1
+"""Part of the fingerprint: raise it when the same settings give another student."""
+
+
+def settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What decides the weights, beside the responses and the checkpoints that are started from."""
+    student = asdict(recipe.student)
+    if recipe.student.kind == "pretrained":
+        student.pop("model")  # its weights are an input
+    training = asdict(recipe.training)
+    training.pop("logging_steps"), training.pop("save_steps")
+    return {
+        "version": VERSION,
+        "student": student,
+        "adapter": asdict(recipe.adapter),
+        "loss": asdict(recipe.loss) if name == "student" else {"kind": "text"},
+        "training": training,
+        "data": "own answers" if name == "baseline_no_teacher" else "responses",
+        "live": name == "student" and recipe.teacher.kind == "hf" and recipe.teacher.live,
+        "seed": recipe.seed,
+    }
+
+
+def train_student(recipe: Recipe, name: str, examples: Sequence[Example], responses: TeacherResponses, folder: Path) -> Mapping[str, Any]:
+    """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`."""
+    from distill.stages._batches import plan_batches, plan_tokens
+    from distill.stages._rows import token_rows
+    from distill.stages._trainer import train, write_curve
+
+    threads = _same_threads(folder)
+    tokenizer = student_tokenizer(recipe, examples)
+    same = responses.header.tokenizer_hash == tokenizer_hash(tokenizer)
+    if recipe.loss.kind != "text" and name == "student":
+        responses.header.require(
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            template_hash=template_hash(tokenizer),
+            student="the student",
+            store=responses.path,
+        )
+    training, limits = recipe.training, {"max_length": recipe.training.max_length, "same_tokenizer": same}
+    made = token_rows(examples, responses, tokenizer, **limits)
+    plan = plan_batches(
+        [len(row.input_ids_T) for row in made.rows],
+        batch_size=training.batch_size,
+        seed=recipe.seed,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+    )
+    if name == "baseline_no_teacher":
+        budget = plan.tokens
+        made = token_rows(examples, responses, tokenizer, own_answers=True, **limits)
+        lengths = [len(row.input_ids_T) for row in made.rows]
+        plan = plan_tokens(lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
+    model = _build(recipe, tokenizer, folder)
+    live = name == "student" and recipe.teacher.kind == "hf" and recipe.teacher.live
+    trained = train(
+        model,
+        made.rows,
+        recipe.loss if name == "student" else Text(kind="text"),
+        training,
+        plan,
+        seed=recipe.seed,
+        pad_id=tokenizer.pad_token_id,
+        folder=folder / "trainer",
+        label=f"train {name}",
+        live_teacher=_live_teacher(recipe) if live else None,
+    )
+    _save(model, tokenizer, recipe, folder / "checkpoint")
+    shutil.rmtree(folder / "trainer")
+    shutil.rmtree(folder / "base", ignore_errors=True)
+    write_curve(folder / "curve.jsonl", trained.curve)
+    notes = made.notes(training.max_length)
+    facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads, "notes": notes}
+    write_whole(folder / "training.json", json.dumps(facts, indent=1))
+    return {"resumed_from_step": trained.resumed_from_step, "notes": notes}
+
+
+def student_tokenizer(recipe: Recipe, examples: Sequence[Example]) -> "PreTrainedTokenizerBase":
+    """The checkpoint's own; for a student from scratch the teacher's, else one trained on the data's labelled rows."""
+    if recipe.student.kind == "pretrained":
+        return load_tokenizer(recipe.student.model, recipe.student.revision)
+    if recipe.teacher.kind == "hf":
+        return load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
+    from distill.encoding import prompt_text
+
+    texts = (text for example in examples for text in (prompt_text(example), example.response or ""))
+    return train_tokenizer(texts, recipe.student.vocab_size)
+
+
+def _same_threads(folder: Path) -> int:
+    """Sums are taken in another order with another number of threads: a resumed run keeps the one it began with."""
+    import torch
+
+    file = folder / "threads.json"
+    if file.exists():
+        torch.set_num_threads(json.loads(file.read_text()))
+    else:
+        write_whole(file, json.dumps(torch.get_num_threads()))
+    return torch.get_num_threads()
+
+
+def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedModel":
+    """The model to train: float32 weights, or adapters on float32 or nf4 weights."""
+    import torch
+
+    model = recipe.student.build(tokenizer, recipe.seed)
+    if recipe.adapter.kind == "none":
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    if recipe.adapter.kind == "qlora":
+        from distill.runtime.hf import load_quantised
+
+        # bitsandbytes quantises while it loads, and the student may have lost layers: it goes through the disk
+        model.save_pretrained(folder / "base")
+        model = load_quantised(folder / "base", "nf4")
+    adapter = recipe.adapter
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules or "all-linear",
+        base_model_name_or_path=getattr(recipe.student, "model", None),
+    )
+    return get_peft_model(model, config)
+
+
+def _live_teacher(recipe: Recipe) -> "PreTrainedModel":
+    from distill.runtime.hf import load_model
+    from distill.stages.teach import teacher_dtype
+
+    return load_model(recipe.teacher.model, dtype=teacher_dtype(recipe.teacher)).requires_grad_(False)
+
+
+def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
+    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if recipe.adapter.kind != "none":
+        from distill.runtime.bnb import dequantised_merge
+
+        model.save_pretrained(folder / "adapter")
+        # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
+        model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    source = Path(getattr(recipe.student, "model", getattr(recipe.teacher, "model", "")))
+    if (source / "tokenizer.model").is_file():
+        shutil.copy2(source / "tokenizer.model", folder)  # transformers 5 no longer writes it, llama.cpp needs its scores

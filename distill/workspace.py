@@ -1,0 +1,124 @@
+"""Workspace: the store of sealed artifacts, and produce(), which reuses one or makes it."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.artifact import Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
+from distill.errors import StageFailed
+from distill.progress import console
+from distill.record import RunRecord
+
+Make = Callable[[Path], Mapping[str, Any] | None]
+
+
+def store_folder() -> Path:
+    """Where sealed artifacts live: DISTILL_STORE, else outputs/store."""
+    return Path(os.environ.get("DISTILL_STORE") or "outputs/store").resolve()
+
+
+class Workspace:
+    """Turns (what, settings, inputs) into a sealed artifact: an existing one, or one that `make` fills."""
+
+    def __init__(self, record: RunRecord, store: Path):
+        self.record = record
+        self.store = store
+        self.terminal = console()
+
+    def produce(self, kind: str, name: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], make: Make) -> Artifact:
+        """The artifact of this fingerprint; `make(scratch)` is called only when it is not there.
+
+        The scratch folder survives a crash under the same fingerprint, so `make` can go on from what it finds.
+        It returns what it measured (`resumed_from_step`, …) for the record. One lock per fingerprint: parallel
+        runs that want the same artifact wait for the first and then reuse it.
+        """
+        made_from = fingerprint(settings={"kind": kind, **settings}, inputs=inputs)
+        path = self.store / kind / made_from
+        with locked(path.with_suffix(".lock"), lambda: self.say(name, "waits for another run that is making it")):
+            found = open_artifact(path)
+            if found:
+                self._finished(name, found, reused=True, why="sealed result exists", seconds=0.0)
+                return found
+            why = self._why_new(kind, settings, inputs)
+            scratch = path.with_suffix(".scratch")
+            resuming = scratch.exists()
+            scratch.mkdir(parents=True, exist_ok=True)
+            self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
+            started = time.monotonic()
+            measured = self._make(name, make, scratch)
+            write_whole(scratch / "settings.json", json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, indent=1))
+            artifact = seal(scratch, Artifact(kind, path, made_from, inputs))
+            seconds = round(time.monotonic() - started, 2)
+            self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
+            return artifact
+
+    def say(self, name: str, words: str) -> None:
+        """One line in the terminal."""
+        self.terminal.print(f"[bold]{name:<22}[/bold] {words}")
+
+    def note(self, words: str) -> None:
+        """One line in the terminal and in the logbook."""
+        self.terminal.print(f"{'':<22} {words}")
+        self.record.log(words)
+
+    def hash_of(self, folder: Path) -> str:
+        """Content hash of a checkpoint folder, remembered by names, sizes and times: large ones are read once."""
+        state = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(folder.rglob("*")) if p.is_file()]
+        key = fingerprint(settings=state, inputs={})
+        memory = self.store / "hashes" / key
+        if not memory.exists():
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(memory, hash_folder(folder))
+        return memory.read_text()
+
+    def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+        try:
+            return make(scratch)
+        except OSError as error:
+            raise StageFailed(
+                f"{name}: {error.strerror or error} ({error.filename or scratch}). "
+                "What was finished is kept; the same command goes on."
+            ) from error
+
+    def _finished(self, name: str, artifact: Artifact, *, reused: bool, why: str, **measured: Any) -> None:
+        self.record.stage(name, fingerprint=artifact.fingerprint, reused=reused, why=why, made=artifact.path, **measured)
+        time_taken = "" if reused else f" in {measured['seconds']:.0f} s"
+        went_on = f", from step {measured['resumed_from_step']}" if measured.get("resumed_from_step") else ""
+        self.say(name, f"{'reused' if reused else 'made'}{time_taken}{went_on} ({why})")
+
+    def _why_new(self, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """What differs from the most similar artifact of this kind, in the recipe's words."""
+        wanted = _flat({"settings": dict(settings), "inputs": dict(inputs)})
+        nearest: list[str] | None = None
+        for file in (self.store / kind).glob("*/settings.json"):
+            there = _flat(json.loads(file.read_text()))
+            differing = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
+            if nearest is None or len(differing) < len(nearest):
+                nearest = differing
+        if nearest is None:
+            return "nothing made yet"
+        names = [key.removeprefix("settings.").removeprefix("inputs.") for key in nearest]
+        return "new: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") + " changed"
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}" if path else name).items()}
+
+
+def copy_linked(source: Path, target: Path) -> None:
+    """A copy of a folder by hard links, by bytes where the file system has none; no link leaves the copy."""
+
+    def link(from_file: str, to_file: str) -> str:
+        try:
+            os.link(from_file, to_file)
+        except OSError:
+            shutil.copy2(from_file, to_file)
+        return to_file
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)

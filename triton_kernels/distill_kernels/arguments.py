@@ -1,0 +1,217 @@
+"""What is refused, and with which words: the argument, what was found, what is needed.
+
+Everything here is read from shapes and dtypes, or from small tensors that are on the CPU already: no check waits for
+an accelerator.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_kernels.rows import Rows
+from distill_kernels.settings import KINDS, TAILS, Settings
+
+
+def check_settings(options: dict[str, Any]) -> Settings:
+    """The settings of a call, each in its range."""
+    one_of("kind", options["kind"], KINDS)
+    if options["kind"] == "jsd":
+        number("beta", options["beta"], 0, 1, "0 < beta < 1; use forward_kl or reverse_kl for the ends")
+    if options["kind"].startswith("skew"):
+        number("alpha", options["alpha"], 0, 1, "0 < alpha < 1; use forward_kl or reverse_kl for alpha = 0")
+    for name in ("temperature", "student_scale", "teacher_scale"):
+        number(name, options[name], 0, math.inf, "a finite number above 0")
+    for name in ("student_softcap", "teacher_softcap"):
+        if options[name] is not None:
+            number(name, options[name], 0, math.inf, "None or a finite number above 0")
+    if options["hard_weight"] not in (0, 1):
+        number("hard_weight", options["hard_weight"], 0, 1, "0 <= hard_weight <= 1")
+    return Settings(**options)
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuses a word that is not among the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name}: found {value!r}; needed one of {', '.join(allowed)}.")
+
+
+def number(name: str, value: Any, above: float, below: float, needed: str) -> None:
+    """Refuses what is not a number strictly between the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: found {type(value).__name__} {value!r}; needed {needed}, as a number.")
+    if not above < value < below:
+        raise ValueError(f"{name}: found {value!r}; needed {needed}.")
+
+
+def floating(name: str, tensor: Any) -> None:
+    """Refuses what is not a tensor of float16, bfloat16, float32 or float64 with at least one dimension."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: found {type(tensor).__name__}; needed a floating-point tensor.")
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"{name}: found dtype {tensor.dtype}; needed float16, bfloat16, float32 or float64.")
+    if tensor.dim() == 0:
+        raise ValueError(f"{name}: found a scalar; needed [..., size].")
+
+
+def same(name: str, found: object, other: str, needed: object) -> None:
+    """Refuses two properties that have to be equal and are not."""
+    if found != needed:
+        raise ValueError(f"{name}: found {_plain(found)}; needed {_plain(needed)}, as in {other}.")
+
+
+def at_least_one_token(num_tokens: int) -> None:
+    """Refuses an empty vocabulary: it has no distribution."""
+    if num_tokens == 0:
+        raise ValueError("student_logits, teacher_logits: found a vocabulary of 0 tokens; needed at least 1.")
+
+
+def check_projection(who: str, hidden: Tensor, head: Tensor, bias: Tensor | None) -> None:
+    """Hidden states `[..., H]`, head `[V, H]`, bias `[V]`, on one device."""
+    floating(f"{who}_hidden", hidden)
+    floating(f"{who}_head", head)
+    if head.dim() != 2 or head.shape[0] == 0 or head.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"{who}_head: found shape {list(head.shape)}; needed [vocabulary, {hidden.shape[-1]}], "
+            f"for {who}_hidden has shape {list(hidden.shape)}."
+        )
+    same(f"{who}_head.device", head.device, f"{who}_hidden", hidden.device)
+    if bias is not None:
+        floating(f"{who}_bias", bias)
+        same(f"{who}_bias.shape", bias.shape, f"the vocabulary of {who}_head", head.shape[:1])
+        same(f"{who}_bias.device", bias.device, f"{who}_hidden", hidden.device)
+
+
+def product_dtype(who: str, hidden: Tensor, head: Tensor, logits_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of hidden @ head: the tensors' own, autocast's where it is on, float32 where `logits_dtype` says so."""
+    device = hidden.device.type
+    dtypes = {hidden.dtype, head.dtype}
+    if logits_dtype is not None:
+        if logits_dtype != torch.float32:
+            raise ValueError(f"logits_dtype: found {logits_dtype}; needed None or torch.float32.")
+        if torch.float64 in dtypes:
+            raise ValueError(f"logits_dtype: found torch.float32 with float64 {who} tensors; needed None for these.")
+        return torch.float32
+    if torch.is_autocast_enabled(device) and torch.float64 not in dtypes:
+        return torch.get_autocast_dtype(device)
+    if len(dtypes) > 1:
+        raise TypeError(
+            f"{who}_head: found {head.dtype}; needed {hidden.dtype}, as in {who}_hidden. "
+            f"Cast one of them, use torch.autocast, or pass logits_dtype=torch.float32."
+        )
+    return hidden.dtype
+
+
+def check_rows(
+    leading: torch.Size,
+    device: torch.device,
+    num_tokens: int,
+    labels: Tensor | None,
+    ignore_index: int,
+    row_weight: Tensor | None,
+    hard_weight: float,
+) -> Rows:
+    """The rows of a call; the ones whose label is `ignore_index` do not count."""
+    if labels is None and hard_weight > 0:
+        raise ValueError(f"labels: found None with hard_weight={hard_weight}; needed the label of each row.")
+    num_rows = leading.numel()
+    labels_N = weight_N = counted_M = None
+    if row_weight is not None:
+        floating("row_weight", row_weight)
+        same("row_weight.shape", row_weight.shape, "the rows", leading)
+        same("row_weight.device", row_weight.device, "the student", device)
+        weight_N = row_weight.detach().reshape(-1)
+    if labels is not None:
+        integers("labels", labels)
+        same("labels.shape", labels.shape, "the rows", leading)
+        same("labels.device", labels.device, "the student", device)
+        labels_N = labels.reshape(-1)
+        counted_M = (labels_N != ignore_index).nonzero().squeeze(-1)
+        if len(counted_M) == num_rows:
+            counted_M = None
+        if device.type == "cpu":
+            _check_labels(labels_N if counted_M is None else labels_N[counted_M], num_tokens, ignore_index)
+    return Rows(num_rows=num_rows, labels_N=labels_N, weight_N=weight_N, counted_M=counted_M)
+
+
+def integers(name: str, tensor: Any) -> None:
+    """Refuses what is not a tensor of whole numbers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: found {type(tensor).__name__}; needed a tensor of int32 or int64.")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: found dtype {tensor.dtype}; needed int32 or int64.")
+
+
+def check_sparse(
+    token_ids: Tensor, values: Tensor | float, tail: str, kind: str, leading: torch.Size, num_tokens: int, rows: Rows
+) -> tuple[Tensor, Tensor]:
+    """`token_ids` and `values` as `[N, K]`; ids, values and tail fit each other and the divergence."""
+    one_of("tail", tail, TAILS)
+    if tail != "bucket" and kind != "forward_kl":
+        advice = "samples are unbiased for it alone" if tail == "sampled" else "the others need the tail's mass"
+        raise ValueError(
+            f"tail: found {tail!r} with kind={kind!r}; needed kind='forward_kl' ({advice}), or tail='bucket' with "
+            f"log-probabilities."
+        )
+    integers("token_ids", token_ids)
+    if token_ids.dim() != len(leading) + 1 or token_ids.shape[:-1] != leading or token_ids.shape[-1] == 0:
+        raise ValueError(
+            f"token_ids: found shape {list(token_ids.shape)}; needed {[*leading, 'K']} with K of at least 1."
+        )
+    if isinstance(values, int | float) and not isinstance(values, bool):
+        values = torch.tensor(float(values), device=token_ids.device).expand(token_ids.shape)
+    floating("values", values)
+    same("values.shape", values.shape, "token_ids", token_ids.shape)
+    same("values.device", values.device, "token_ids", token_ids.device)
+    ids_NK, values_NK = token_ids.reshape(rows.num_rows, token_ids.shape[-1]), values.detach().reshape(rows.num_rows, token_ids.shape[-1])
+    if token_ids.device.type == "cpu" and rows.num_counted > 0:
+        everything = slice(None)
+        _check_ids(rows.pick(ids_NK, everything), rows.pick(values_NK, everything), tail, num_tokens)
+    return ids_NK, values_NK
+
+
+def _check_labels(labels_M: Tensor, num_tokens: int, ignore_index: int) -> None:
+    if len(labels_M) == 0:
+        return
+    low, high = (int(end) for end in torch.aminmax(labels_M))
+    if low < 0 or high >= num_tokens:
+        raise ValueError(
+            f"labels: found {low if low < 0 else high}; needed 0 to {num_tokens - 1}, the vocabulary that student and "
+            f"teacher share, or ignore_index={ignore_index}."
+        )
+
+
+def _check_ids(ids_MK: Tensor, values_MK: Tensor, tail: str, num_tokens: int) -> None:
+    low, high = (int(end) for end in torch.aminmax(ids_MK))
+    if low < -1 or high >= num_tokens:
+        raise ValueError(
+            f"token_ids: found {low if low < -1 else high}; needed 0 to {num_tokens - 1}, the student's vocabulary, "
+            f"or -1 for padding."
+        )
+    absent_MK = ids_MK < 0
+    present_MK = values_MK.masked_fill(absent_MK, 0.0) if low < 0 else values_MK
+    if tail == "sampled":
+        if bool((present_MK < 0).any()):
+            raise ValueError(
+                f"values: found {float(present_MK.min())}; needed weights of at least 0 for tail='sampled'."
+            )
+        return
+    if bool((present_MK > 1e-3).any()):
+        raise ValueError(
+            f"values: found {float(present_MK.max())}; needed log-probabilities, at most 0, for tail={tail!r}. "
+            f"Weights belong to tail='sampled'."
+        )
+    mass_M = present_MK.float().exp().masked_fill_(absent_MK, 0.0).sum(-1)
+    # 16-bit log-probabilities are rounded by up to 1/256 of themselves, so their sum may pass 1 by about that
+    if bool((mass_M > 1.05).any()):
+        raise ValueError(
+            f"values: found a row whose probabilities add up to {float(mass_M.max()):.4g}; needed at most 1. "
+            f"They are log-probabilities over the whole vocabulary at the call's temperature."
+        )
+    if tail == "renormalize" and bool((mass_M == 0).any()):
+        raise ValueError("values: found a row without any mass; tail='renormalize' needed one id with probability > 0.")
+
+
+def _plain(value: object) -> str:
+    return str(list(value)) if isinstance(value, torch.Size) else str(value)

@@ -1,0 +1,74 @@
+"""evaluate_with_gradient: makes a loss that knows its own derivative a node of torch's graph.
+
+A sum takes its gradients in forward, while the logits are in cache, and backward only scales them. A loss per row does
+not know its incoming gradients in forward: it keeps its inputs and evaluates again in backward with those as weights.
+Both scale out of place, so a graph that is retained may be walked twice.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Gradients = tuple[Tensor | None, ...]
+Evaluate = Callable[[Sequence[Tensor | None], Sequence[bool], Tensor | None], tuple[Tensor, Gradients]]
+"""(student tensors, which gradients are wanted, extra weight of each row) -> (loss of each row, gradients)."""
+
+_SLICE_ELEMENTS = 2**22
+
+
+def evaluate_with_gradient(evaluate: Evaluate, reduction: str, students: Sequence[Tensor | None]) -> Tensor:
+    """The loss, a scalar for reduction "sum" and `[N]` for "none", attached to the graph of `students`.
+
+    Nothing is done for gradients where none can be asked for: under no_grad, or with every tensor frozen.
+    """
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in students):
+        return _Loss.apply(evaluate, reduction, *students)
+    loss_N, _ = evaluate(students, [False] * len(students), None)
+    return _total(loss_N) if reduction == "sum" else loss_N
+
+
+def _total(loss_N: Tensor) -> Tensor:
+    # float64: the sum is then the same for any split of the rows
+    return loss_N.sum(dtype=torch.float64).to(loss_N.dtype)
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, evaluate: Evaluate, reduction: str, *students: Tensor | None) -> Tensor:
+        wanted = ctx.needs_input_grad[2:]
+        ctx.evaluate, ctx.reduction, ctx.wanted = evaluate, reduction, wanted
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in students]
+        if reduction == "sum":
+            loss_N, gradients = evaluate(students, wanted, None)
+            ctx.save_for_backward(*gradients)
+            return _total(loss_N)
+        loss_N, _ = evaluate(students, [False] * len(students), None)
+        ctx.save_for_backward(*students)
+        return loss_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = incoming
+        if ctx.reduction == "sum":
+            pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            return None, None, *(_scaled(gradient, upstream, dtype) for gradient, dtype in pairs)
+        _, gradients = ctx.evaluate(ctx.saved_tensors, ctx.wanted, upstream)
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return None, None, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in pairs)
+
+
+def _scaled(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """`gradient * upstream` in the dtype of its parameter, without a second buffer of the gradient's own dtype."""
+    if gradient is None:
+        return None
+    if gradient.dtype == dtype or gradient.numel() <= _SLICE_ELEMENTS:
+        return (gradient * upstream).to(dtype)
+    scaled = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    rows = max(1, _SLICE_ELEMENTS * gradient.shape[0] // gradient.numel())
+    for part, target in zip(gradient.split(rows), scaled.split(rows), strict=True):
+        target.copy_(part * upstream)
+    return scaled

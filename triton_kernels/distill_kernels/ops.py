@@ -1,0 +1,256 @@
+"""The public ops: the divergence between a teacher's and a student's next-token distributions.
+
+All of them compute, for each row (a token's position),
+
+    (1 - hard_weight) * temperature² * D(p, q) + hard_weight * CE(label, student at temperature 1)
+
+times the row's `row_weight`, in nats. p is the teacher and q the student: softmaxes over the prefix that the two
+vocabularies share, of `softcap * tanh(scale * logit / softcap) / temperature`. `kind` names D:
+
+    forward_kl        KL(p || q), the teacher's entropy included
+    reverse_kl        KL(q || p)
+    jsd               beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
+    skew_forward_kl   KL(p || alpha p + (1 - alpha) q)
+    skew_reverse_kl   KL(q || (1 - alpha) p + alpha q)
+    tvd               half the sum of |p - q|
+
+Options that all share:
+    beta, alpha: of jsd and of the skewed divergences, between 0 and 1.
+    temperature: of both distributions in D; the result carries temperature², so gradients keep their size.
+    labels: int `[...]`. Rows whose label is `ignore_index` count zero and cost nothing. Absent: every row counts.
+    hard_weight: the label's part, 0 to 1. Needs labels, each inside the shared vocabulary.
+    row_weight: float `[...]`, no gradient.
+    student_scale, student_softcap, teacher_scale, teacher_softcap: of the raw logits, in this order (None: no cap).
+    reduction: "sum" gives a scalar, "none" the rows `[...]`. Nothing is averaged: the trainer knows the global count.
+
+float32 statistics and results for 16- and 32-bit inputs, float64 for float64 inputs. The gradient goes to the student
+alone, is taken in the precision of its products, honours any incoming gradient and may be taken twice with
+retain_graph. No rows, or none that counts, give 0 that is attached to the graph. A row with NaN gives NaN in its own
+loss only.
+
+ValueError or TypeError: an argument is wrong; the message names it, what was found and what is needed.
+"""
+
+import torch
+from torch import Tensor
+
+from distill_kernels import arguments
+from distill_kernels.autograd import evaluate_with_gradient
+from distill_kernels.eager import LinearCall, Projection, SparseTeacher
+from distill_kernels.materialised import LogitsCall
+
+_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2 * 2**30}
+
+
+def divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    kind: str,
+    *,
+    beta: float = 0.5,
+    alpha: float = 0.1,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    row_weight: Tensor | None = None,
+    student_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_scale: float = 1.0,
+    teacher_softcap: float | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """The divergence in nats of logits that exist already; `[..., V_s]` and `[..., V_t]`, any strides, no copies.
+
+    With a gradient, one more tensor like `student_logits` is kept until backward.
+    """
+    arguments.floating("student_logits", student_logits)
+    arguments.floating("teacher_logits", teacher_logits)
+    leading = student_logits.shape[:-1]
+    arguments.same("teacher_logits.shape[:-1]", teacher_logits.shape[:-1], "student_logits", leading)
+    arguments.same("teacher_logits.device", teacher_logits.device, "student_logits", student_logits.device)
+    arguments.one_of("reduction", reduction, ("sum", "none"))
+    settings = arguments.check_settings(
+        {
+            "kind": kind,
+            "beta": beta,
+            "alpha": alpha,
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+            "student_scale": student_scale,
+            "student_softcap": student_softcap,
+            "teacher_scale": teacher_scale,
+            "teacher_softcap": teacher_softcap,
+        }
+    )
+    num_tokens = min(student_logits.shape[-1], teacher_logits.shape[-1])
+    arguments.at_least_one_token(num_tokens)
+    rows = arguments.check_rows(
+        leading, student_logits.device, num_tokens, labels, ignore_index, row_weight, hard_weight
+    )
+    call = LogitsCall(settings=settings, rows=rows, teacher_logits=teacher_logits, num_tokens=num_tokens)
+    loss = evaluate_with_gradient(call.evaluate, reduction, [student_logits])
+    return loss if reduction == "sum" else loss.view(leading)
+
+
+def linear_divergence(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    kind: str,
+    *,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    beta: float = 0.5,
+    alpha: float = 0.1,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    row_weight: Tensor | None = None,
+    student_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_scale: float = 1.0,
+    teacher_softcap: float | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """The divergence in nats from hidden states and heads; the logits exist for one chunk of rows at a time.
+
+    Args:
+        student_hidden, teacher_hidden: `[..., H_s]` and `[..., H_t]`, the same leading shape.
+        student_head, teacher_head: `[V_s, H_s]` and `[V_t, H_t]`, as in `nn.Linear`.
+        student_bias, teacher_bias: `[V_s]` and `[V_t]`, or None.
+        logits_dtype: None takes 16-bit inputs' products in 16 bits on a CPU (whose logits then have 8 or 11 bits);
+            torch.float32 casts the heads first and takes every product in float32.
+        chunk_bytes: memory for logits; 32 MiB on a CPU, 2 GiB elsewhere. The chunk's rows follow from it.
+
+    With reduction="sum" the gradients are taken here, so nothing is projected twice: the head's is a float32
+    `[V_s, H_s]`, kept until backward, and none is made for a frozen head. With "none" backward projects again.
+    """
+    arguments.check_projection("student", student_hidden, student_head, student_bias)
+    arguments.check_projection("teacher", teacher_hidden, teacher_head, teacher_bias)
+    leading, device = student_hidden.shape[:-1], student_hidden.device
+    arguments.same("teacher_hidden.shape[:-1]", teacher_hidden.shape[:-1], "student_hidden", leading)
+    arguments.same("teacher_hidden.device", teacher_hidden.device, "student_hidden", device)
+    arguments.one_of("reduction", reduction, ("sum", "none"))
+    settings = arguments.check_settings(
+        {
+            "kind": kind,
+            "beta": beta,
+            "alpha": alpha,
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+            "student_scale": student_scale,
+            "student_softcap": student_softcap,
+            "teacher_scale": teacher_scale,
+            "teacher_softcap": teacher_softcap,
+        }
+    )
+    num_tokens = min(student_head.shape[0], teacher_head.shape[0])
+    rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
+    teacher = Projection(
+        hidden_NH=teacher_hidden.reshape(rows.num_rows, teacher_hidden.shape[-1]),
+        head_VH=teacher_head,
+        bias_V=teacher_bias,
+        product_dtype=arguments.product_dtype("teacher", teacher_hidden, teacher_head, logits_dtype),
+    )
+    call = LinearCall(
+        settings=settings,
+        rows=rows,
+        teacher=teacher,
+        product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
+        num_tokens=num_tokens,
+        chunk_bytes=_chunk_bytes(chunk_bytes, device),
+    )
+    return _linear(call, reduction, student_hidden, student_head, student_bias)
+
+
+def linear_sparse_divergence(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    token_ids: Tensor,
+    values: Tensor | float,
+    kind: str = "forward_kl",
+    *,
+    tail: str = "bucket",
+    student_bias: Tensor | None = None,
+    logits_dtype: torch.dtype | None = None,
+    chunk_bytes: int | None = None,
+    beta: float = 0.5,
+    alpha: float = 0.1,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,
+    hard_weight: float = 0.0,
+    ignore_index: int = -100,
+    row_weight: Tensor | None = None,
+    student_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_scale: float = 1.0,
+    teacher_softcap: float | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """The divergence in nats from a teacher of K token ids per row; otherwise as `linear_divergence`.
+
+    Args:
+        token_ids: int32 or int64 `[..., K]`, -1 pads, unique within a row. Rows that do not count may hold anything.
+        values: float `[..., K]`, or one number for all. The teacher's log-probabilities over the whole vocabulary, at
+            `temperature` and after its scale and cap: a top-k cannot be re-tempered here. For "sampled": weights.
+        tail: what the probability off the ids is taken for.
+            "bucket": one token of its own; any kind. A lower bound of the full divergence, exact once K >= V - 1.
+            "zero": nothing. "renormalize": the ids' probabilities are divided by their sum.
+            "uniform": spread evenly over the other tokens. These three for forward_kl only.
+            "sampled": the ids are samples and the values weights w >= 0, not normalised; forward_kl only. D is
+            -sum w ln q, to which the caller adds the teacher's entropy if wanted; repeated ids add up.
+
+    Cross-entropy with text alone: `token_ids=labels[:, None], values=1.0, tail="sampled", labels=labels`.
+    """
+    arguments.check_projection("student", student_hidden, student_head, student_bias)
+    leading, device = student_hidden.shape[:-1], student_hidden.device
+    arguments.one_of("reduction", reduction, ("sum", "none"))
+    settings = arguments.check_settings(
+        {
+            "kind": kind,
+            "beta": beta,
+            "alpha": alpha,
+            "temperature": temperature,
+            "hard_weight": hard_weight,
+            "student_scale": student_scale,
+            "student_softcap": student_softcap,
+            "teacher_scale": teacher_scale,
+            "teacher_softcap": teacher_softcap,
+        }
+    )
+    if teacher_scale != 1 or teacher_softcap is not None:
+        raise ValueError(
+            f"teacher_scale, teacher_softcap: found {teacher_scale}, {teacher_softcap}; needed 1.0, None, "
+            f"for the values are log-probabilities or weights already."
+        )
+    num_tokens = student_head.shape[0]
+    rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
+    token_ids_NK, values_NK = arguments.check_sparse(token_ids, values, tail, kind, leading, num_tokens, rows)
+    arguments.same("token_ids.device", token_ids.device, "student_hidden", device)
+    call = LinearCall(
+        settings=settings,
+        rows=rows,
+        teacher=SparseTeacher(token_ids_NK=token_ids_NK, values_NK=values_NK, tail=tail),
+        product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
+        num_tokens=num_tokens,
+        chunk_bytes=_chunk_bytes(chunk_bytes, device),
+    )
+    return _linear(call, reduction, student_hidden, student_head, student_bias)
+
+
+def _linear(call: LinearCall, reduction: str, hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    hidden_NH = hidden.reshape(call.rows.num_rows, hidden.shape[-1])
+    loss = evaluate_with_gradient(call.evaluate, reduction, [hidden_NH, head, bias])
+    return loss if reduction == "sum" else loss.view(hidden.shape[:-1])
+
+
+def _chunk_bytes(chunk_bytes: int | None, device: torch.device) -> int:
+    if chunk_bytes is None:
+        return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
+    arguments.number("chunk_bytes", chunk_bytes, 0, float("inf"), "a number of bytes above 0")
+    return int(chunk_bytes)

@@ -1,0 +1,85 @@
+"""Softened: the softmax of scaled, soft-capped, tempered logits, with what the losses and their gradients need.
+
+N rows of one block, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Workspace:
+    """Named buffers of `[rows, vocabulary]`, made once per call: fresh memory would cost more than the arithmetic."""
+
+    def __init__(self, num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_rows = num_rows
+        self.dtype = dtype
+        self._shape = (max(num_rows, 1), num_tokens)
+        self._options = {"dtype": dtype, "device": device}
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, num_rows: int) -> Tensor:
+        """The buffer of that name, `[num_rows, vocabulary]`, contents undefined."""
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(self._shape, **self._options)
+        return self._buffers[name][:num_rows]
+
+
+@dataclass(frozen=True)
+class Softened:
+    """A softmax kept so that nothing is lost to a large offset or a long sum.
+
+    The log-probability is `shifted_NV - log_partition_N1`. The row's maximum is subtracted before anything is scaled
+    and never added to the logarithm of the partition sum: at an offset of 1e4 their sum has three digits left.
+    """
+
+    probabilities_NV: Tensor
+    shifted_NV: Tensor
+    log_partition_N1: Tensor
+    slope_NV: Tensor | None
+    """Derivative of the capped logit by the scaled one, `1 - tanh²`; None without a soft cap."""
+
+
+def soften(
+    logits_NV: Tensor,
+    scale: float,
+    softcap: float | None,
+    temperature: float,
+    workspace: Workspace,
+    name: str,
+    *,
+    want_slope: bool = False,
+) -> Softened:
+    """The softmax of `softcap * tanh(scale * logit / softcap) / temperature`, in the dtype of the workspace."""
+    num_rows = logits_NV.shape[0]
+    shifted_NV = workspace.take(f"{name}_shifted", num_rows).copy_(logits_NV)
+    slope_NV = None
+    factor = scale / temperature
+    if softcap is not None:
+        shifted_NV.mul_(scale / softcap).tanh_()
+        if want_slope:
+            slope_NV = torch.mul(shifted_NV, shifted_NV, out=workspace.take(f"{name}_slope", num_rows)).neg_().add_(1)
+        factor = softcap / temperature
+    shifted_NV.sub_(shifted_NV.amax(-1, keepdim=True))
+    if factor != 1:
+        shifted_NV.mul_(factor)
+    return _normalise(shifted_NV, slope_NV, workspace.take(f"{name}_probabilities", num_rows))
+
+
+def _normalise(shifted_NV: Tensor, slope_NV: Tensor | None, probabilities_NV: Tensor) -> Softened:
+    torch.softmax(shifted_NV, -1, out=probabilities_NV)
+    # The largest shifted logit is 0, so the largest probability is 1 / partition. torch's softmax adds the partition
+    # up in sequence (7e-6 off at V = 128256); sum() adds pairwise, and the sum of the probabilities tells the error.
+    total_N1 = probabilities_NV.sum(-1, keepdim=True)
+    log_partition_N1 = total_N1.div(probabilities_NV.amax(-1, keepdim=True)).log_()
+    if shifted_NV.shape[-1] > 4096:
+        probabilities_NV.div_(total_N1)
+    return Softened(probabilities_NV, shifted_NV, log_partition_N1, slope_NV)
+
+
+def block_rows(num_tokens: int, device: torch.device) -> int:
+    """Rows whose buffers stay in a CPU core's cache between the passes (1 MiB each in float32); elsewhere, many."""
+    elements = 2**18 if device.type == "cpu" else 2**28
+    return max(1, math.floor(elements / max(num_tokens, 1)))
