@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     except DistillError as error:
         _say_error(str(error))
         code = error.exit_code
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except Exception as error:
         _say_error(
             f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
@@ -132,7 +136,7 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
     try:
         hydra.main(str(shipped.conf_folder()), "config", version_base=_hydra.VERSION_BASE)(job)()
     except OSError as error:
-        if isinstance(error, hydra.errors.MissingConfigException):
+        if isinstance(error, hydra.errors.MissingConfigException | BrokenPipeError):
             raise
         raise RecipeError(f"The run folder cannot be made: {error}. hydra.run.dir=FOLDER chooses another.") from error
     finally:

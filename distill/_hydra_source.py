@@ -100,11 +100,9 @@ def _run_subfolder(parent: str, name: str | None, recipe: str) -> str:
 
 
 def _help_recipes() -> str:
-    recipes = shipped.recipes()
+    recipes = {name: textwrap.shorten(line, 92, placeholder=" …") for name, line in shipped.recipes().items()}
     width = max(map(len, recipes), default=0)
-    return "".join(
-        f"  {name:<{width}}  {textwrap.shorten(line, 92, placeholder=' …')}\n" for name, line in recipes.items()
-    )
+    return "".join(f"  {name:<{width}}  {line}\n" for name, line in recipes.items())
 
 
 def _help_groups() -> str:

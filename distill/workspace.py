@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from distill.artifact import Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
 from distill.errors import StageFailed
 from distill.progress import console
@@ -58,11 +60,11 @@ class Workspace:
 
     def say(self, name: str, words: str) -> None:
         """One line in the terminal."""
-        self.terminal.print(f"[bold]{name:<22}[/bold] {words}")
+        self.terminal.print(f"[bold]{escape(f'{name:<24}')}[/bold] {escape(words)}")
 
     def note(self, words: str) -> None:
         """One line in the terminal and in the logbook."""
-        self.terminal.print(f"{'':<22} {words}")
+        self.terminal.print(f"{'':<24} {escape(words)}")
         self.record.log(words)
 
     def hash_of(self, folder: Path) -> str:

@@ -215,6 +215,12 @@ def test_cfg_prints_yaml_that_composes(work):
     assert not (work / "outputs").exists()
 
 
+def test_a_reader_that_stops_early_is_no_error(work):
+    program = f"{sys.executable} -u -m distill --help | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", program], cwd=work, env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "d", "")
+
+
 def test_info_and_the_search_path_of_the_user(work):
     (work / "mine").mkdir()
     (work / "mine" / "one.yaml").write_text(RECIPE)

@@ -45,7 +45,7 @@ class GgufTokenizer:
     scores: Sequence[float] | None
     merges: Sequence[str] | None
     ids: Mapping[str, int]
-    """Of "bos", "eos", "eot", "unk", "pad", as far as they exist."""
+    """Of "bos", "eos", "eot", "eom", "unk", "pad", as far as they exist; llama.cpp stops at the three e's."""
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
@@ -207,7 +207,7 @@ def _merge_scores(tokens: Sequence[str], pairs: Sequence[Sequence[str]]) -> list
 def _special_ids(
     folder: Path, settings: Mapping[str, Any], spec: Mapping[str, Any], tokens: Sequence[str]
 ) -> dict[str, int]:
-    """Ids by the tokenizer's own word first, by the model's where the tokenizer has none."""
+    """Ids by the tokenizer's own word, else the model's; the end tokens are those that transformers obeys."""
     index = {text: number for number, text in enumerate(tokens)}
     config = {**_read(folder / "config.json"), **_read(folder / "generation_config.json")}
     ids: dict[str, int] = {}
@@ -218,12 +218,16 @@ def _special_ids(
         number = number[0] if isinstance(number, list) else number
         if number is not None and 0 <= number < len(tokens):
             ids[role] = number
+    # transformers stops at what the generation config says; the tokenizer's own eos counts where that is silent.
     stops = config.get("eos_token_id")
-    for number in stops if isinstance(stops, list) else [] if stops is None else [stops]:
-        # A second stop token of the model (<|eot_id|> of Llama 3) is GGUF's end of turn.
-        if number != ids.get("eos") and number is not None:
-            ids.setdefault("eot", number)
-    return ids
+    stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+    stops = [number for number in stops if 0 <= number < len(tokens)]
+    if stops and ids.get("eos") not in stops:
+        ids["eos"] = stops[0]
+    further = [number for number in stops if number != ids["eos"]]
+    if len(further) > 2:
+        raise NotExpressible(f"its model has {len(stops)} end tokens; GGUF has room for three (eos, eot, eom)")
+    return {**ids, **dict(zip(("eot", "eom"), further, strict=False))}
 
 
 def _adds_bos_eos(settings: Mapping[str, Any], spec: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[bool, bool]:

@@ -25,7 +25,9 @@ def modelfile(gguf_name: str, tokenizer: GgufTokenizer) -> str:
             if template is not None
             else "# The chat template says more than fixed text around each message, so there is no TEMPLATE here."
         )
-    stops = dict.fromkeys(tokenizer.tokens[tokenizer.ids[role]] for role in ("eos", "eot") if role in tokenizer.ids)
+    stops = dict.fromkeys(
+        tokenizer.tokens[tokenizer.ids[role]] for role in ("eos", "eot", "eom") if role in tokenizer.ids
+    )
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop and "\n" not in stop]
     return "\n".join(lines) + "\n"
 

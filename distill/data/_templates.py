@@ -22,8 +22,8 @@ def _plurals(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((word, word + "s") for word in text.split())
 
 
-LARGEST_NUMBER = 150
-"""Twelve times twelve fits. Small on purpose: a model of a few million parameters can learn all of it."""
+LARGEST_NUMBER = 60
+"""Small on purpose: a model of a few million parameters can learn all of it."""
 
 NAMES = _words(
     "Ada Ali Amy Ana Ben Bob Cal Dan Eli Emma Eva Finn Gus Hana Hugo Ida "
@@ -120,16 +120,6 @@ TRAINED = (
         ),
     ),
     Template(
-        "still_missing",
-        {"goal": (30, 100), "has": (4, 40), "gets": (4, 40)},
-        ("now = has + gets", "missing = goal - now"),
-        (
-            "{name} wants {goal} {things}. {name} has {has} and gets {gets} from {other}. How many are still missing?",
-            "A toy costs {goal} coins. {name} has {has} coins and earns {gets}. How many more coins does {name} need?",
-            "{name} needs {goal} {things}, bought {has} and found {gets}. How many more {things} are needed?",
-        ),
-    ),
-    Template(
         "more_than_together",
         {"has": (4, 45), "more": (3, 30)},
         ("second = has + more", "both = has + second"),
@@ -160,16 +150,6 @@ TRAINED = (
             "{name} is {age} years old. {other} is {older} years older. How old will {other} be in {years} years?",
             "{other} is {older} years older than {name}, who is {age}. "
             "What will be the age of {other} in {years} years?",
-        ),
-    ),
-    Template(
-        "age_before",
-        {"age": (20, 70), "younger": (2, 30), "years": (2, 15)},
-        ("now = age - younger", "before = now - years"),
-        (
-            "{name} is {age} years old. {other} is {younger} years younger. How old was {other} {years} years ago?",
-            "{other} is {younger} years younger than {name}, who is {age}. "
-            "What was the age of {other} {years} years ago?",
         ),
     ),
     Template(
@@ -232,27 +212,6 @@ TRAINED = (
         ),
     ),
     Template(
-        "boxes_compared",
-        {"count": (3, 12), "each": (3, 10), "has": (4, 80)},
-        ("packed = count * each", "difference = packed - has"),
-        (
-            "{name} has {count} {boxes} of {each} {things}. {other} has {has} {things}. "
-            "How many more {things} does {name} have than {other}?",
-            "{other} has {has} {things}. {name} has {count} {boxes} with {each} {things} in each. "
-            "How many fewer {things} does {other} have?",
-        ),
-    ),
-    Template(
-        "free_seats",
-        {"rows": (3, 12), "each": (4, 12), "taken": (5, 90)},
-        ("seats = rows * each", "free = seats - taken"),
-        (
-            "A hall has {rows} rows of {each} seats. {taken} seats are taken. How many seats are free?",
-            "A theatre has {rows} rows with {each} seats in each row. {taken} people sit down. "
-            "How many seats stay empty?",
-        ),
-    ),
-    Template(
         "price",
         {"count": (2, 12), "price": (2, 12)},
         ("cost = count * price",),
@@ -287,27 +246,6 @@ TRAINED = (
         ),
     ),
     Template(
-        "cheaper_today",
-        {"price": (5, 20), "off": (2, 12), "count": (2, 10)},
-        ("today = price - off", "cost = today * count"),
-        (
-            "One {thing} costs {price} coins, but today {off} coins less. How many coins does {name} pay for {count}?",
-            "The price of each {thing} falls from {price} coins by {off} coins. "
-            "How many coins do {count} {things} cost now?",
-        ),
-    ),
-    Template(
-        "shared_price",
-        {"count": (2, 12), "price": (2, 12), "people": (2, 9)},
-        ("cost = count * price", "share = cost / people"),
-        (
-            "{people} friends buy {count} {things} for {price} coins each and share the cost equally. "
-            "How many coins does each friend pay?",
-            "Each {thing} costs {price} coins. {people} people buy {count} {things} together and pay equal parts. "
-            "How many coins is one part?",
-        ),
-    ),
-    Template(
         "share",
         {"people": (2, 12), "part": (2, 12)},
         ("share = total / people",),
@@ -330,18 +268,6 @@ TRAINED = (
         derived=("total = each * part",),
     ),
     Template(
-        "share_after_gift",
-        {"has": (4, 60), "people": (2, 10), "part": (3, 12)},
-        ("now = has + more", "share = now / people"),
-        (
-            "{name} has {has} {things} and gets {more} more. {name} shares them equally among {people} friends. "
-            "How many {things} does each get?",
-            "{name} brings {has} {things}, {other} brings {more}. They divide all of them among {people} children. "
-            "How many {things} per child?",
-        ),
-        derived=("all = people * part", "more = all - has"),
-    ),
-    Template(
         "share_after_loss",
         {"lost": (2, 30), "people": (2, 10), "part": (2, 12)},
         ("left = has - lost", "share = left / people"),
@@ -353,31 +279,6 @@ TRAINED = (
             "How many {things} are in one {box}?",
         ),
         derived=("kept = people * part", "has = kept + lost"),
-    ),
-    Template(
-        "left_over",
-        {"each": (3, 12), "full": (2, 10), "rest": (1, 11)},
-        ("packed = each * full", "over = total - packed"),
-        (
-            "{name} packs {total} {things} into {boxes} of {each}, as many as can be filled. "
-            "How many {things} are left over?",
-            "{name} has {total} {things}. Every {each} {things} fill one {box}. How many {things} do not fill a {box}?",
-            "{total} {things} are shared equally among {each} children, as many as possible. "
-            "How many {things} are left over?",
-        ),
-        # room is at least 1, so the rest is smaller than a full box
-        derived=("packed = each * full", "total = packed + rest", "room = each - rest"),
-    ),
-    Template(
-        "trips_needed",
-        {"each": (3, 12), "full": (1, 9), "rest": (1, 11)},
-        ("carried = each * full", "over = total - carried", "trips = full + 1"),
-        (
-            "{total} people cross a river. The boat takes {each} people at a time. How many trips are needed for all?",
-            "{name} must move {total} {things} and can carry {each} at once. How many times must {name} walk?",
-            "A car takes {each} people. How many cars are needed for {total} people?",
-        ),
-        derived=("carried = each * full", "total = carried + rest", "room = each - rest"),
     ),
     Template(
         "rate",
@@ -410,18 +311,6 @@ TRAINED = (
         ),
     ),
     Template(
-        "two_rates",
-        {"each": (2, 10), "days": (2, 9), "other_each": (2, 10), "other_days": (2, 9)},
-        ("done = each * days", "then = other_each * other_days", "total = done + then"),
-        (
-            "{name} reads {each} pages a day for {days} days, then {other_each} pages a day for {other_days} days. "
-            "How many pages is that?",
-            "{name} makes {each} {things} an hour for {days} hours. "
-            "{other} makes {other_each} an hour for {other_days} "
-            "hours. How many {things} do they make?",
-        ),
-    ),
-    Template(
         "saving",
         {"has": (3, 50), "each": (2, 10), "weeks": (2, 10)},
         ("saved = each * weeks", "total = has + saved"),
@@ -430,18 +319,6 @@ TRAINED = (
             "How many coins does {name} have after {weeks} weeks?",
             "{name} saves {each} coins every week for {weeks} weeks and had {has} before. How many coins is that now?",
         ),
-    ),
-    Template(
-        "weeks_to_save",
-        {"has": (3, 50), "each": (2, 10), "part": (2, 10)},
-        ("missing = goal - has", "weeks = missing / each"),
-        (
-            "{name} has {has} coins and wants a toy for {goal} coins. {name} saves {each} coins a week. "
-            "How many weeks does it take?",
-            "A toy costs {goal} coins. {name} has {has} and gets {each} coins every week. "
-            "After how many weeks can {name} buy it?",
-        ),
-        derived=("saved = each * part", "goal = has + saved"),
     ),
     Template(
         "half",
@@ -453,30 +330,6 @@ TRAINED = (
             "There are {has} {things} in a {box}. Half of them are red. How many {things} are red?",
         ),
         derived=("has = part * 2",),
-    ),
-    Template(
-        "half_and_more",
-        {"part": (2, 40), "more": (3, 40)},
-        ("left = has / 2", "now = left + more"),
-        (
-            "{name} has {has} {things}, gives half of them away and then finds {more}. "
-            "How many {things} are there now?",
-            "{name} sells half of {has} {things} and then buys {more} new {things}. "
-            "How many {things} does {name} have?",
-        ),
-        derived=("has = part * 2",),
-    ),
-    Template(
-        "half_shared",
-        {"people": (2, 9), "part": (2, 8)},
-        ("half = has / 2", "share = half / people"),
-        (
-            "{name} keeps half of {has} {things} and shares the other half equally among {people} friends. "
-            "How many {things} does each friend get?",
-            "Half of {has} {things} are sold. The rest goes into {people} {boxes}, the same number in each. "
-            "How many {things} are in one {box}?",
-        ),
-        derived=("half = people * part", "has = half * 2"),
     ),
     Template(
         "twice",
@@ -496,41 +349,9 @@ TRAINED = (
             "{other} sells twice as many {things} as {name}, who sells {has}. How many {things} do both sell in total?",
         ),
     ),
-    Template(
-        "three_times_then_loses",
-        {"has": (3, 35), "gone": (2, 50)},
-        ("second = has * 3", "left = second - gone"),
-        (
-            "{name} has {has} {things}. {other} has three times as many and loses {gone}. "
-            "How many {things} does {other} have left?",
-            "{other} picks three times as many {things} as {name}, who picks {has}. {other} gives {gone} away. "
-            "How many {things} does {other} keep?",
-        ),
-    ),
-    Template(
-        "weeks_and_days",
-        {"weeks": (2, 12), "days": (2, 6)},
-        ("whole = weeks * 7", "total = whole + days"),
-        (
-            "A journey takes {weeks} weeks and {days} days. How many days does the journey take?",
-            "{name} worked on a house for {weeks} weeks and {days} days. How many days is that in all?",
-            "The holiday of {name} starts in {weeks} weeks and {days} days. How many days must {name} wait?",
-        ),
-    ),
 )
 
 NEW = (
-    Template(
-        "shelves_rearranged",
-        {"shelves": (2, 12), "each": (2, 12), "new_shelves": (2, 12)},
-        ("books = shelves * each", "share = books / new_shelves"),
-        (
-            "{shelves} shelves hold {each} {things} each. {name} moves them all to {new_shelves} shelves, "
-            "the same number on each. How many {things} are on one shelf?",
-            "{name} has {shelves} shelves of {each} {things}. All {things} now go onto {new_shelves} equal shelves. "
-            "How many {things} does one shelf hold?",
-        ),
-    ),
     Template(
         "garden_rows_lost",
         {"rows": (5, 16), "lost": (2, 10), "each": (2, 10)},
@@ -559,17 +380,6 @@ NEW = (
             "The shop sells {gone} {things}. How many {things} remain?",
             "{name} owns {has} {things}, buys {count} {boxes} of {each} and gives {gone} to {other}. "
             "How many {things} does {name} have then?",
-        ),
-    ),
-    Template(
-        "gap_after_gift",
-        {"has": (30, 90), "other_has": (4, 40), "gift": (2, 20)},
-        ("now = has - gift", "other_now = other_has + gift", "difference = now - other_now"),
-        (
-            "{name} has {has} {things} and {other} has {other_has}. {name} gives {gift} {things} to {other}. "
-            "How many more {things} does {name} have now?",
-            "{other} has {other_has} {things}, {name} has {has}. Then {other} gets {gift} {things} from {name}. "
-            "By how many {things} is {name} still ahead?",
         ),
     ),
     Template(

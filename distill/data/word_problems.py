@@ -130,12 +130,13 @@ def _write(rng: Random, template: Template) -> tuple[str, str]:
 
 def _solve(rng: Random, template: Template) -> tuple[dict[str, int], list[str], int]:
     """The numbers of one problem by name, the equations of its solution and the answer."""
-    while True:
+    for _ in range(10_000):
         numbers = {name: _integer(rng, low, high) for name, (low, high) in template.numbers.items()}
-        if _calculate(numbers, template.derived) is not None:
+        if _calculate(numbers, template.derived) is not None and max(numbers.values()) <= LARGEST_NUMBER:
             equations = _calculate(numbers, template.steps)
             if equations is not None:
                 return numbers, equations, numbers[template.steps[-1].split()[0]]
+    raise AssertionError(f"no numbers satisfy the template {template.name}")
 
 
 def _calculate(numbers: dict[str, int], steps: Sequence[str]) -> list[str] | None:

@@ -34,10 +34,8 @@ class Head:
 
 def output_head(model: "PreTrainedModel") -> Head:
     """The head of `model`, read through PEFT's wrappers; its weight is the parameter itself, not a copy."""
-    from peft.tuners.lora import LoraLayer
-
     layer = model.get_output_embeddings()
-    if isinstance(layer, LoraLayer):
+    if hasattr(layer, "lora_A"):
         raise RecipeError(
             "adapter.target_modules names the output head; a LoRA there is not supported. Leave the head out."
         )

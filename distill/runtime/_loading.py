@@ -15,6 +15,9 @@ NF4: Mapping[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = None) -> Any:
     """The model of a package in eval mode: a `PreTrainedModel`, or a `PeftModel` where the package has an adapter.
 
+    An `adapter/` folder counts beside quantised weights only: a student that was trained with an adapter keeps it
+    beside the float weights into which it is merged already.
+
     Args:
         folder: see `distill.runtime.hf.Transformers`.
         dtype: a torch dtype or its name; None keeps what is stored.

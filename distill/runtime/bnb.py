@@ -20,6 +20,7 @@ def import_bitsandbytes() -> Any:
 
     On CPUs with AVX512-BF16 its import asks the network for a kernel if the package `kernels` is there, and warns
     if not; its own C++ kernel is what we want either way. Later it warns at every int8 forward that it casts.
+    `import peft` imports it as well: call this before.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if "bitsandbytes" in sys.modules:
@@ -128,6 +129,7 @@ def dequantised_merge(peft_model: Any) -> Any:
     config.init_lora_weights = True
     model = peft_model.unload()
     replace_quantised_layers(model)
+    config.fan_in_fan_out = model.config.model_type == "gpt2"  # PEFT's name for transposed layers; it warns otherwise
     model = model.to(torch.float32)
     merged = get_peft_model(model, config)
     set_peft_model_state_dict(merged, adapter)

@@ -15,6 +15,7 @@ import numpy as np
 
 from distill.errors import DataError
 from distill.runtime._cache import empty_cache
+from distill.runtime._cpu_attention import use_cpu_attention
 from distill.runtime._loading import load_like, load_model, load_quantised
 
 __all__ = ["Transformers", "load_model", "load_quantised"]
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Tokens per forward pass of `logprobs`: hidden states of a large student stay below a few hundred MiB.
 TOKENS_PER_BATCH = 8192
+
+Choose = Callable[["torch.Tensor", Sequence[int], int], "torch.Tensor"]
 
 
 class Transformers:
@@ -45,11 +48,14 @@ class Transformers:
 
     def __init__(self, folder: Path | str, *, dtype: Any = None, device: str | None = None, like: Path | None = None):
         self.folder = folder
-        self.model = load_model(folder, dtype=dtype, device=device) if like is None else load_like(folder, like, device)
+        self.model: Any = (
+            load_model(folder, dtype=dtype, device=device) if like is None else load_like(folder, like, device)
+        )
         self.device: str = next(self.model.parameters()).device.type
         self.tokenizer = _load_tokenizer(folder)
         # PEFT's wrapper adds a call per forward and hides nothing that we need: its layers live inside the model.
-        self._causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._causal: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        use_cpu_attention(self._causal)
         config = self._causal.config
         self.vocab_size: int = config.vocab_size
         self.max_positions: int | None = getattr(config, "max_position_embeddings", None)
@@ -67,7 +73,7 @@ class Transformers:
         """Frees the weights; the object cannot be used afterwards."""
         import torch
 
-        self.model = self._causal = None  # type: ignore[assignment]
+        self.model = self._causal = None
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -84,8 +90,10 @@ class Transformers:
         *,
         batch_size: int = 128,
         progress: Callable[[int], None] | None = None,
+        choose: Choose | None = None,
     ) -> list[list[int]]:
-        """The greedy continuation of every prompt, in the caller's order, without prompt and without end token.
+        """The continuation of every prompt, greedy by default,
+        in the caller's order, without prompt and without end token.
 
         A row stops at an end-of-sequence token or after `max_new_tokens`. In float32 the batch mates of a row change
         nothing but the rounding; bitsandbytes int8 picks its outlier columns per batch, so there ties may break.
@@ -94,6 +102,8 @@ class Transformers:
             prompts: token ids; none may be empty.
             batch_size: rows that are decoded together. Their keys and values are held for the whole length.
             progress: called with the number of prompts finished since the last call.
+            choose: takes the place of the likeliest token: (float32 logits `[B, V]`, the number of each row's prompt,
+                how many tokens its answer has) → int64 `[B]`.
 
         Raises:
             DataError: a prompt is empty, or does not fit the model's positions together with `max_new_tokens`.
@@ -107,7 +117,7 @@ class Transformers:
         with torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                for row, answer in zip(rows, self._decode([prompts[row] for row in rows], max_new_tokens), strict=True):
+                for row, answer in zip(rows, self._decode(prompts, rows, max_new_tokens, choose), strict=True):
                     answers[row] = answer
                 if progress is not None:
                     progress(len(rows))
@@ -160,10 +170,10 @@ class Transformers:
             for _ in range(4):
                 cache = empty_cache(self._causal.config, prompt_tokens + new_tokens)
                 started = self._now()
-                token = self._next_token(prompt_1T, cache, None)
+                token = self._next_logits(prompt_1T, cache, None).argmax(dim=-1)
                 prefilled = self._now()
                 for _ in range(new_tokens):
-                    token = self._next_token(token[:, None], cache, None)
+                    token = self._next_logits(token[:, None], cache, None).argmax(dim=-1)
                 prefill.append(prompt_tokens / (prefilled - started))
                 decode.append(new_tokens / (self._now() - prefilled))
         return {
@@ -188,17 +198,23 @@ class Transformers:
                     f"{self.max_positions} positions. Shorten the rows or ask for fewer new tokens."
                 )
 
-    def _decode(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations of one batch; finished rows leave it once they make up a quarter."""
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[int], max_new_tokens: int, choose: Choose | None
+    ) -> list[list[int]]:
+        """Continuations of the prompts `rows`, one batch; finished rows leave it once they make up a quarter."""
         import torch
 
-        answers: list[list[int]] = [[] for _ in prompts]
-        input_BT, mask_BT = self._left_padded(prompts)
+        answers: list[list[int]] = [[] for _ in rows]
+        input_BT, mask_BT = self._left_padded([prompts[row] for row in rows])
         cache = empty_cache(self._causal.config, input_BT.shape[1] + max_new_tokens)
-        alive = list(range(len(prompts)))  # the answer that each row of the batch belongs to
+        alive = list(range(len(rows)))  # the answer that each row of the batch belongs to
         finished: set[int] = set()
         for step in range(max_new_tokens):
-            token_B = self._next_token(input_BT, cache, mask_BT)
+            logits_BV = self._next_logits(input_BT, cache, mask_BT)
+            if choose is None:
+                token_B = logits_BV.argmax(dim=-1)
+            else:
+                token_B = choose(logits_BV.float(), [rows[row] for row in alive], step)
             for row, token in zip(alive, token_B.tolist(), strict=True):
                 if row in finished:
                     continue
@@ -231,8 +247,8 @@ class Transformers:
         mask_BT = torch.arange(longest, device=self.device)[None] >= longest - length_B[:, None]
         return input_BT, mask_BT.long()
 
-    def _next_token(self, input_BT: "torch.Tensor", cache: Any, mask_BT: "torch.Tensor | None") -> "torch.Tensor":
-        """int64 `[B]`: the likeliest token after the last one; `mask_BT` covers the cache as well."""
+    def _next_logits(self, input_BT: "torch.Tensor", cache: Any, mask_BT: "torch.Tensor | None") -> "torch.Tensor":
+        """Logits `[B, V]` of the token after the last one; `mask_BT` covers the cache as well."""
         extra = {}
         if mask_BT is not None and self._takes_positions:
             position_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
@@ -245,7 +261,7 @@ class Transformers:
             logits_to_keep=1,
             **extra,
         ).logits
-        return logits_B1V[:, -1].argmax(dim=-1)
+        return logits_B1V[:, -1]
 
     def _forward_right_padded(self, rows: Sequence[Sequence[int]]) -> "torch.Tensor":
         """Logits of rows that are padded on the right, where causal attention never sees the padding: no mask."""

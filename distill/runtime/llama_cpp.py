@@ -28,6 +28,9 @@ from distill.errors import DataError, StageFailed
 DEFAULT_CONTEXT = 2048
 """Tokens per slot when nobody says otherwise: memory for keys and values is taken at once."""
 
+BYTES_PER_THREAD = 32 * 2**20
+"""Threads meet several times per layer; below this a token takes less time than they spend on waiting."""
+
 # llama.cpp reports -3.4e38 where a probability underflows float32; this is the log of the smallest number above zero.
 SMALLEST_LOGPROB = -103.28
 
@@ -41,7 +44,7 @@ class LlamaCpp:
 
     Args:
         package: a folder with one .gguf file, or the file.
-        num_threads: CPU threads; None takes every core that this process may use.
+        num_threads: CPU threads; None takes one for every 32 MiB of the file, at most the cores of this process.
         context: most tokens of prompt and answer together, for each of the `num_slots` that `generate` decodes at once.
             llama.cpp rounds it up to a multiple of 256 and down to what the model was trained for: `max_positions`.
 
@@ -60,7 +63,7 @@ class LlamaCpp:
         self.file = _gguf_file(Path(package))
         options = {
             "file": str(self.file),
-            "num_threads": num_threads or _num_cores(),
+            "num_threads": num_threads or min(_num_cores(), 1 + self.file.stat().st_size // BYTES_PER_THREAD),
             "context": context or DEFAULT_CONTEXT,
             "num_slots": num_slots,
         }
@@ -126,8 +129,8 @@ class LlamaCpp:
     def logprobs(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> np.ndarray:
         """log q(next token | row[: p + 1]) for every position p of every row, in nats.
 
-        llama.cpp answers for one position at a time, as JSON over the whole vocabulary: about 10 ms for 2,048 tokens,
-        and more than a second for 150,000. Score hundreds of positions, not millions.
+        llama.cpp answers for one position at a time, as JSON over the whole vocabulary: 20 ms for 2,048 tokens, 0.4 s
+        for 32,000, 3 s for 152,000 on a busy desktop core. Score hundreds of positions, not millions.
 
         Args:
             rows: token ids.
@@ -253,6 +256,8 @@ def _start(options: Mapping[str, Any], file: Path) -> tuple[subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
+        # Threads that wait by spinning bring a busy machine to a halt: 3 instead of 100 tokens per second were seen.
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
     )
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # B rows, T tokens of a row, S positions with targets, K targets kept
 
 IGNORED = -100
+PAD_TO = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, prompt_weight: float, targ
     """
     import torch
 
-    B, T = len(rows), max(len(row.input_ids_T) for row in rows)
+    # few different lengths: oneDNN and cuBLAS keep a plan, with its buffers, for each shape that they meet
+    longest = max(len(row.input_ids_T) for row in rows)
+    B, T = len(rows), -(-longest // PAD_TO) * PAD_TO
     input_ids = np.full((B, T), pad_id, dtype=np.int64)
     attention_mask = np.zeros((B, T), dtype=np.int64)
     labels = np.full((B, T), IGNORED, dtype=np.int64)

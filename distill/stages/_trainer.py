@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from distill.artifact import write_whole
 from distill.errors import StageFailed
@@ -23,11 +23,14 @@ from distill.family.head import hidden_states, output_head
 from distill.loss._divergence import LossTerms, StudentOutput
 from distill.progress import bar
 from distill.responses import TeacherTargets
+from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._rows import IGNORED, TokenRow, collate
 from distill.training import Training
 
 COMPLETE = "complete"
+EAGER_ATTENTION_LENGTH = 512
+"""Up to here the scores of all pairs of tokens are small enough to be kept on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ def train(
         StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
     """
     checkpoint = _last_checkpoint(folder)
+    bf16 = use_bf16(training)
+    if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
+        # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
+        model.set_attn_implementation("eager")
     stored_targets = rows[0].store is not None and loss.kind != "text" and live_teacher is None
     trainer = _DistillTrainer(
         model=model,
@@ -66,10 +73,11 @@ def train(
         plan=plan,
         distill_loss=loss,
         live_teacher=live_teacher,
-        bf16=use_bf16(training),
+        bf16=bf16,
     )
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    with _residual_dropout(model, training.dropout), bar(label, plan.steps) as advance:
+    trainer.remove_callback(PrinterCallback)  # the bar and the curve say it
+    with _residual_dropout(model, training.dropout), quiet(), bar(label, plan.steps) as advance:
         advance(start)
         trainer.add_callback(_Progress(advance))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -227,7 +235,6 @@ def _arguments(training: Training, steps: int, seed: int, folder: Path) -> Train
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
         save_strategy="steps",
         save_steps=_every(training.save_steps, steps),
         save_total_limit=2,
@@ -244,6 +251,7 @@ def _arguments(training: Training, steps: int, seed: int, folder: Path) -> Train
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
+        **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
     )
 
 

@@ -32,6 +32,7 @@ class _HeldOut:
     """Held-out rows as the student reads them, and what the student says on them."""
 
     def __init__(self, student: Transformers, request: dict[str, Any]):
+        self.student = Path(request["student"])
         self.texts = [text for text in (*request["prompt_texts"], *request["responses"]) if text]
         self.token_ids = student.tokenize(self.texts)
         prompts = [encode_prompt(student.tokenizer, _prompt(p)) for p in request["prompts"]]
@@ -54,12 +55,12 @@ def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[st
     try:
         with _open(Path(package["path"]), runtime) as model:
             token_ids_equal = model.tokenize(held_out.texts) == held_out.token_ids
-            logprobs_NV = model.logprobs(held_out.rows, held_out.positions)[:, : held_out.logprobs_NV.shape[1]]
+            logprobs_NV = model.logprobs(held_out.rows, held_out.positions)
             greedy = model.generate(held_out.prompts, GREEDY_TOKENS)
-            detail = _reload_difference(package, model, held_out, logprobs_NV)
+        bit_equal = _bit_equal(package, held_out, logprobs_NV)
     except Exception as error:  # whatever the runtime raises, the user must hear which package it was
         return {"verified": False, "runtime": runtime, "detail": f"does not load or run: {type(error).__name__}: {error}"}
-    return _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, detail)
+    return _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal)
 
 
 def _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal) -> dict[str, Any]:
@@ -87,12 +88,15 @@ def _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit
     }
 
 
-def _reload_difference(package, model, held_out: _HeldOut, logprobs_NV: np.ndarray) -> bool | None:
-    """Whether the package equals, bit for bit, what its format makes of the student here and now; None: not asked."""
-    quantised = {"bnb_int8": "int8", "bnb_nf4": "nf4"}.get(package["kind"])
-    if not quantised:
+def _bit_equal(package: dict[str, Any], held_out: "_HeldOut", logprobs_NV: np.ndarray) -> bool | None:
+    """Whether a bitsandbytes package equals, bit for bit, what its format makes of the student here and now.
+
+    None for other formats: llama.cpp computes otherwise, bfloat16 and healed packages are judged by divergence alone.
+    """
+    if package["kind"] not in {"bnb_int8", "bnb_nf4"}:
         return None
-    return None
+    with Transformers(held_out.student, like=Path(package["path"])) as again:
+        return bool(np.array_equal(again.logprobs(held_out.rows, held_out.positions), logprobs_NV))
 
 
 def _open(path: Path, runtime: str):

@@ -97,7 +97,9 @@ def _heal(recipe: Recipe, compression, student: Path, examples, responses: Teach
         label="heal",
         live_teacher=_live_teacher(recipe) if live else None,
     )
-    model.save_pretrained(folder / "package" / "adapter")
+    # at the root, beside config.json: there plain `from_pretrained(package)` loads base and adapter; from a folder
+    # of its own it would silently give the model before healing
+    model.save_pretrained(folder / "package", save_embedding_layers=False)
     shutil.rmtree(folder / "trainer")
     write_curve(folder / "curve.jsonl", trained.curve)
     return {"resumed_from_step": trained.resumed_from_step}
@@ -106,19 +108,20 @@ def _heal(recipe: Recipe, compression, student: Path, examples, responses: Teach
 def _with_adapter(compression, student: Path, base: Path, seed: int) -> "PeftModel":
     """The quantised base with a LoRA that starts as the best low-rank fit of the rounding error."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
 
     from distill.runtime.bnb import residual_lora_init
     from distill.runtime.hf import load_model
 
     model = load_model(base)
+    from peft import LoraConfig, get_peft_model  # after the model: peft imports bitsandbytes, which load_model quiets
+
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=compression.rank, lora_alpha=compression.alpha, target_modules="all-linear"
     )
     adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = ".."  # the package is self-contained
+    adapted.peft_config["default"].base_model_name_or_path = None  # the package is its own base
     state = {name: tensor for file in sorted(student.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     residual_lora_init(adapted, state)
     return adapted

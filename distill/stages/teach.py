@@ -139,8 +139,7 @@ def _answer(teacher, model: "Transformers", examples, prompts, numbers: list[int
             [prompts[n] for n in ask],
             room,
             batch_size=len(ask),
-            temperature=teacher.temperature,
-            noise_keys=[(seed, n) for n in ask],
+            choose=_sampler(teacher.temperature, seed, ask) if teacher.temperature else None,
         )
         answers = dict(zip(ask, said, strict=True))
     rows = []
@@ -154,6 +153,24 @@ def _answer(teacher, model: "Transformers", examples, prompts, numbers: list[int
             text = examples[n].response
             rows.append(_row(n, text, "data", prompts[n], encode_response(model.tokenizer, text), context))
     return rows
+
+
+def _sampler(temperature: float, seed: int, numbers: list[int]):
+    """Draws from softmax(logits / temperature) by the Gumbel-max trick, with noise keyed by seed, row and position.
+
+    So an answer does not depend on which rows shared its batch, nor on what was drawn before a crash.
+    Source: Maddison, Tarlow, Minka 2014, arXiv:1411.0030, section 2.
+    """
+    import torch
+
+    def choose(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
+        uniform_BV = np.stack(
+            [np.random.default_rng([seed, numbers[row], step]).random(logits_BV.shape[1]) for row in rows]
+        )
+        gumbel_BV = -np.log(-np.log(np.clip(uniform_BV, 1e-300, 1 - 1e-16)))
+        return (logits_BV.double() / temperature + torch.from_numpy(gumbel_BV).to(logits_BV.device)).argmax(dim=-1)
+
+    return choose
 
 
 def _row(number: int, text: str, source: str, prompt: list[int], response: list[int], context: int) -> Row:

@@ -125,6 +125,9 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
     model = recipe.student.build(tokenizer, recipe.seed)
     if recipe.adapter.kind == "none":
         return model
+    from distill.runtime.bnb import import_bitsandbytes
+
+    import_bitsandbytes()  # peft imports it too, and loudly
     from peft import LoraConfig, get_peft_model
 
     if recipe.adapter.kind == "qlora":
@@ -155,16 +158,17 @@ def _live_teacher(recipe: Recipe) -> "PreTrainedModel":
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
     """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
+    from distill.runtime.bnb import dequantised_merge, quiet
+
     shutil.rmtree(folder, ignore_errors=True)
     if recipe.adapter.kind != "none":
-        from distill.runtime.bnb import dequantised_merge
-
         model.save_pretrained(folder / "adapter")
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.float().save_pretrained(folder)
+    with quiet():
+        model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     source = Path(getattr(recipe.student, "model", getattr(recipe.teacher, "model", "")))
     if (source / "tokenizer.model").is_file():

@@ -270,6 +270,22 @@ def test_special_tokens_and_template_are_stored(student: tuple[Path, Any, Any]) 
     assert tokenizer.chat_template == CHAT_TEMPLATE
 
 
+@pytest.mark.parametrize(
+    ("stops", "ids"),
+    [([2], {"eos": 2}), ([0, 2], {"eos": 2, "eot": 0}), ([0, 1], {"eos": 0, "eot": 1}), (None, {"eos": 2})],
+)
+def test_end_tokens_are_those_of_the_generation_config(
+    stops: list[int] | None, ids: dict[str, int], student: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # whose own end token is 2
+        (tmp_path / name).write_bytes((student[0] / name).read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    found = gguf_tokenizer(tmp_path).ids
+    assert {role: number for role, number in found.items() if role.startswith("e")} == ids
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1, 2, 3]}))
+    assert "end tokens" in (OPTION.refuse_tokenizer(tmp_path) or "")
+
+
 def test_modelfile_translates_the_chat_template(student: tuple[Path, Any, Any], tmp_path: Path) -> None:
     OPTION.make(student[0], tmp_path)
     lines = (tmp_path / "Modelfile").read_text().splitlines()

@@ -1,18 +1,18 @@
 """The fused teacher–student divergence: how far a student's next-token distribution is from its teacher's.
 
-    divergence                 both logits are there already
-    linear_divergence          hidden states and heads; the logits exist one chunk of rows at a time
-    linear_sparse_divergence   the teacher is K token ids per row: top-k with a tail, or weighted samples
+divergence                 both logits are there already
+linear_divergence          hidden states and heads; the logits exist one chunk of rows at a time
+linear_sparse_divergence   the teacher is K token ids per row: top-k with a tail, or weighted samples
 
-    ops.py            the public functions; refuses bad input before any work
-    arguments.py      what is refused, and with which words
-    settings.py       the options of one call
-    autograd.py       gradients: taken in forward for a sum, in backward for a loss per row
-    eager.py          the loop over chunks of rows, and the matrix products
-    dense.py          loss and gradient of rows of logits against a teacher's logits
-    sparse.py         the same against K token ids per row
-    softened.py       softmax of scaled, soft-capped, tempered logits, accurate to the last float32 digits
-    closed_forms.py   the six divergences and their derivatives
+ops.py            the public functions; refuses bad input before any work
+arguments.py      what is refused, and with which words
+settings.py       the options of one call
+autograd.py       gradients: taken in forward for a sum, in backward for a loss per row
+eager.py          the loop over chunks of rows, and the matrix products
+dense.py          loss and gradient of rows of logits against a teacher's logits
+sparse.py         the same against K token ids per row
+softened.py       softmax of scaled, soft-capped, tempered logits, accurate to the last float32 digits
+closed_forms.py   the six divergences and their derivatives
 """
 
 from distill_kernels.ops import divergence, linear_divergence, linear_sparse_divergence

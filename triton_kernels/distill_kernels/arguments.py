@@ -103,6 +103,14 @@ def product_dtype(who: str, hidden: Tensor, head: Tensor, logits_dtype: torch.dt
     return hidden.dtype
 
 
+def check_chunk_bytes(chunk_bytes: int | None) -> int | None:
+    """A positive whole number of bytes, or None for the device's default."""
+    if chunk_bytes is None:
+        return None
+    number("chunk_bytes", chunk_bytes, 0, math.inf, "None or a number of bytes above 0")
+    return max(1, int(chunk_bytes))
+
+
 def check_rows(
     leading: torch.Size,
     device: torch.device,
@@ -159,12 +167,18 @@ def check_sparse(
         raise ValueError(
             f"token_ids: found shape {list(token_ids.shape)}; needed {[*leading, 'K']} with K of at least 1."
         )
-    if isinstance(values, int | float) and not isinstance(values, bool):
-        values = torch.tensor(float(values), device=token_ids.device).expand(token_ids.shape)
-    floating("values", values)
-    same("values.shape", values.shape, "token_ids", token_ids.shape)
-    same("values.device", values.device, "token_ids", token_ids.device)
-    ids_NK, values_NK = token_ids.reshape(rows.num_rows, token_ids.shape[-1]), values.detach().reshape(rows.num_rows, token_ids.shape[-1])
+    if isinstance(values, int | float):
+        number("values", values, -math.inf, math.inf, "a float tensor like token_ids, or one finite number for all ids")
+        weights = torch.tensor(float(values), device=token_ids.device).expand(token_ids.shape)
+    else:
+        floating("values", values)
+        weights = values.detach()
+    same("values.shape", weights.shape, "token_ids", token_ids.shape)
+    same("values.device", weights.device, "token_ids", token_ids.device)
+    ids_NK, values_NK = (
+        token_ids.reshape(rows.num_rows, token_ids.shape[-1]),
+        weights.reshape(rows.num_rows, token_ids.shape[-1]),
+    )
     if token_ids.device.type == "cpu" and rows.num_counted > 0:
         everything = slice(None)
         _check_ids(rows.pick(ids_NK, everything), rows.pick(values_NK, everything), tail, num_tokens)
@@ -214,4 +228,4 @@ def _check_ids(ids_MK: Tensor, values_MK: Tensor, tail: str, num_tokens: int) ->
 
 
 def _plain(value: object) -> str:
-    return str(list(value)) if isinstance(value, torch.Size) else str(value)
+    return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -16,7 +16,7 @@ Gradients = tuple[Tensor | None, ...]
 Evaluate = Callable[[Sequence[Tensor | None], Sequence[bool], Tensor | None], tuple[Tensor, Gradients]]
 """(student tensors, which gradients are wanted, extra weight of each row) -> (loss of each row, gradients)."""
 
-_SLICE_ELEMENTS = 2**22
+_SLICE_ELEMENTS = 2**19
 
 
 def evaluate_with_gradient(evaluate: Evaluate, reduction: str, students: Sequence[Tensor | None]) -> Tensor:

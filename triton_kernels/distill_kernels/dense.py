@@ -3,6 +3,8 @@
 C rows of one chunk, V shared vocabulary. A chunk is worked on in blocks that stay in cache between the passes.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,8 +70,10 @@ def _dense_block(
         ratio_NV.add_(student.log_partition_N1 - teacher.log_partition_N1)
         form = FORMS[settings.kind]
         loss_N, by_softmax_NV = form(student.probabilities_NV, teacher.probabilities_NV, ratio_NV, settings, guarded)
+        if guarded:  # guarding must not hide a NaN that was there before
+            loss_N = loss_N + 0.0 * (student.log_partition_N1 + teacher.log_partition_N1).squeeze(-1)
         loss_N = mixed_loss(loss_N, labelled, weight_N, settings)
-        if guarded or bool(loss_N.isfinite().all()):
+        if guarded or math.isfinite(loss_N.sum().item()):
             break
     if gradient_NV is not None:
         gradient_NV.copy_(mixed_gradient(by_softmax_NV, student, labelled, weight_N, settings))

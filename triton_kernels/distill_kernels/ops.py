@@ -39,8 +39,6 @@ from distill_kernels.autograd import evaluate_with_gradient
 from distill_kernels.eager import LinearCall, Projection, SparseTeacher
 from distill_kernels.materialised import LogitsCall
 
-_CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2 * 2**30}
-
 
 def divergence(
     student_logits: Tensor,
@@ -125,7 +123,7 @@ def linear_divergence(
         student_bias, teacher_bias: `[V_s]` and `[V_t]`, or None.
         logits_dtype: None takes 16-bit inputs' products in 16 bits on a CPU (whose logits then have 8 or 11 bits);
             torch.float32 casts the heads first and takes every product in float32.
-        chunk_bytes: memory for logits; 32 MiB on a CPU, 2 GiB elsewhere. The chunk's rows follow from it.
+        chunk_bytes: memory for logits. None: 32 MiB and at most 1024 rows on a CPU, 2 GiB elsewhere.
 
     With reduction="sum" the gradients are taken here, so nothing is projected twice: the head's is a float32
     `[V_s, H_s]`, kept until backward, and none is made for a frozen head. With "none" backward projects again.
@@ -162,8 +160,9 @@ def linear_divergence(
         rows=rows,
         teacher=teacher,
         product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
+        device=device,
         num_tokens=num_tokens,
-        chunk_bytes=_chunk_bytes(chunk_bytes, device),
+        chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
     )
     return _linear(call, reduction, student_hidden, student_head, student_bias)
 
@@ -237,8 +236,9 @@ def linear_sparse_divergence(
         rows=rows,
         teacher=SparseTeacher(token_ids_NK=token_ids_NK, values_NK=values_NK, tail=tail),
         product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
+        device=device,
         num_tokens=num_tokens,
-        chunk_bytes=_chunk_bytes(chunk_bytes, device),
+        chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
     )
     return _linear(call, reduction, student_hidden, student_head, student_bias)
 
@@ -247,10 +247,3 @@ def _linear(call: LinearCall, reduction: str, hidden: Tensor, head: Tensor, bias
     hidden_NH = hidden.reshape(call.rows.num_rows, hidden.shape[-1])
     loss = evaluate_with_gradient(call.evaluate, reduction, [hidden_NH, head, bias])
     return loss if reduction == "sum" else loss.view(hidden.shape[:-1])
-
-
-def _chunk_bytes(chunk_bytes: int | None, device: torch.device) -> int:
-    if chunk_bytes is None:
-        return _CHUNK_BYTES.get(device.type, _CHUNK_BYTES["cuda"])
-    arguments.number("chunk_bytes", chunk_bytes, 0, float("inf"), "a number of bytes above 0")
-    return int(chunk_bytes)

@@ -67,6 +67,8 @@ def sparse_rows(
             labelled = cross_entropy(student, student_CV[block], labels_N, settings, workspace)
         kept = _kept(token_ids_CK[block], values_CK[block], tail, workspace.dtype)
         loss_N, by_softmax_NV = _bucket(student, kept, settings) if tail == "bucket" else _linear(student, kept, tail)
+        # masking what has no mass must not hide a NaN that was there before
+        loss_N = loss_N + 0.0 * student.log_partition_N1.squeeze(-1)
         loss_C[block] = mixed_loss(loss_N, labelled, weight_N, settings)
         if gradient_NV is not None:
             gradient_NV.copy_(mixed_gradient(by_softmax_NV, student, labelled, weight_N, settings))
@@ -109,8 +111,6 @@ def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
         subtract_NK = (kept.mass_NK - each_N1).masked_fill_(~kept.present_NK, 0.0)
     elif tail != "renormalize":
         q_NV.mul_(total_N1)
-    # a poisoned row stays visible even where its mass is zero
-    loss_N = loss_N + 0.0 * student.log_partition_N1.squeeze(-1)
     return loss_N, q_NV.scatter_add_(-1, kept.ids_NK, subtract_NK.neg())
 
 
@@ -141,8 +141,7 @@ def _bucket(student: Softened, kept: Kept, settings: Settings) -> tuple[Tensor, 
     ratio_NK = (kept.logprobs_NK - log_q_NK).masked_fill_(~kept.present_NK, 0.0)
     ratio_tail_N1 = (p_tail_N1.log() - q_tail_N1.log()).masked_fill_(~any_others_N1, 0.0)
     q_NB, p_NB, ratio_NB = (
-        torch.cat(pair, -1)
-        for pair in ((q_NK, q_tail_N1), (kept.mass_NK, p_tail_N1), (ratio_NK, ratio_tail_N1))
+        torch.cat(pair, -1) for pair in ((q_NK, q_tail_N1), (kept.mass_NK, p_tail_N1), (ratio_NK, ratio_tail_N1))
     )
     loss_N, gradient_NB = FORMS[settings.kind](q_NB, p_NB, ratio_NB, settings, True)
     gradient_NK, gradient_tail_N1 = gradient_NB[:, :-1], gradient_NB[:, -1:]

@@ -1,0 +1,89 @@
+"""parse(): every shipped file is right, every mistake is said in the user's words."""
+
+import pytest
+
+from distill import _hydra, shipped
+from distill.errors import RecipeError
+from distill.recipe import GROUPS, fields_of, options_of, parse
+from tests.conftest import ROOT
+
+BUNDLED = ROOT / "distill" / "bundled" / "quickstart_teacher"
+
+
+def composed(*overrides):
+    return parse(_hydra.compose([f"teacher.model={BUNDLED}" if o == "TEACHER" else o for o in overrides]).config)
+
+
+def test_yaml_files_python_files_and_kinds_are_the_same_words():
+    for group in GROUPS:
+        kinds = set(options_of(group))
+        yaml = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
+        python = {f.stem for f in (ROOT / "distill" / group).glob("*.py") if not f.name.startswith("_")}
+        assert kinds == yaml == python, group
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
+def test_every_shipped_recipe_parses_and_bears_its_name(name):
+    # a recipe may leave its teacher to the user
+    overrides = [f"recipe={name}"]
+    if name == "customer_service":
+        overrides.append("teacher.model=org/teacher")
+    recipe = parse(_hydra.compose(overrides).config)
+    assert recipe.name == name
+    assert shipped.first_comment(ROOT / "recipes" / f"{name}.yaml")
+
+
+def test_yaml_repeats_no_default():
+    import dataclasses
+
+    import yaml
+
+    for group in GROUPS:
+        for kind, option in options_of(group).items():
+            chosen = yaml.safe_load((ROOT / "conf" / group / f"{kind}.yaml").read_text())
+            chosen = chosen[kind] if group == "compression" else chosen
+            defaults = {field.name: field.default for field in dataclasses.fields(option)}
+            assert not [name for name, value in chosen.items() if name != "kind" and defaults[name] == value], (group, kind)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.learning_rat=1", ["training.learning_rat", "did you mean learning_rate"]),
+        ("loss.temprature=2", ["loss.temprature", "did you mean temperature", "hard_weight"]),
+        ("training.learning_rate=-1", ["training.learning_rate=-1", "greater than 0"]),
+        ("training.learning_rate=fast", ["training.learning_rate='fast'", "number"]),
+        ("training.batch_size=64.5", ["training.batch_size=64.5", "integer"]),
+        ("loss.hard_weight=1.5", ["loss.hard_weight=1.5", "less than or equal to 1"]),
+        ("student.hidden_size=100", ["student.hidden_size=100", "multiple of 16"]),
+        ("until=traim", ["until='traim'", "teach", "report"]),
+        ("rehearse=true", ["rehearse", "not there yet"]),
+        ("baselines=[baseline_texts]", ["baselines", "baseline_text"]),
+        ("training.gradient_accumulation_steps=3", ["batch_size=64", "3"]),
+        ("teacher=none", ["teacher=none", "loss=text"]),
+        ("data.num_rows=0", ["data.num_rows=0"]),
+        ("seed=-1", ["seed=-1"]),
+        ("compression.bf16.max_kl=1", ["compression.bf16.max_kl", "max_kl_nats"]),
+        ("+compression=[lora]", ["lora"]),
+    ],
+)
+def test_a_mistake_is_named_in_the_words_of_the_recipe(override, words):
+    with pytest.raises(RecipeError) as refused:
+        composed("TEACHER", override)
+    message = str(refused.value)
+    assert all(word in message for word in words), message
+    assert len(message.splitlines()) <= 6
+    assert refused.value.exit_code == 2
+
+
+def test_many_mistakes_stay_short():
+    config = _hydra.compose([f"teacher.model={BUNDLED}"]).config
+    config["training"] = {f"wrong_{n}": n for n in range(20)}
+    with pytest.raises(RecipeError) as refused:
+        parse(config)
+    assert len(str(refused.value).splitlines()) <= 6 and "15 more" in str(refused.value)
+
+
+def test_fields_of_names_the_keys_of_one_option():
+    assert fields_of("loss", "jsd") == {"kind", "beta", "temperature", "hard_weight"}
+    assert fields_of("loss", "text") == {"kind"}
