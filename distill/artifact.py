@@ -63,6 +63,7 @@ def seal(scratch: Path, artifact: Artifact) -> Artifact:
     """Makes the finished folder `scratch` the artifact: files to disk, manifest last, then one rename."""
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     for file in files:
+        file.chmod(0o644)  # safetensors writes files that only their owner can read; packages are for others
         _to_disk(file)
     manifest = {
         "kind": artifact.kind,

@@ -32,10 +32,11 @@ def check(recipe: Recipe) -> Examples:
     if recipe.teacher.kind == "hf":
         teacher = read_config(recipe.teacher.model, recipe.teacher.revision, "teacher.model")
     student = _student_config(recipe, teacher)
-    _compressions_fit(recipe, student)
-    _tokenizers_fit(recipe)
     examples = load(recipe.data)
     _answers_suffice(recipe, examples)
+    # last, because these two load torch and transformers
+    _tokenizers_fit(recipe)
+    _compressions_fit(recipe, student)
     return examples
 
 

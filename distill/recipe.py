@@ -128,7 +128,8 @@ def _describe(problem: Mapping[str, Any]) -> str:
         known = sorted(_keys_beside(problem["loc"]))
         near = difflib.get_close_matches(where[-1], known, n=2, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{key}: no such key; {hint}there are: {', '.join(k for k in known if k != 'kind')}."
+        keys = [k for k in known if k != "kind"]
+        return f"{key}: no such key; {hint}" + (f"there are: {', '.join(keys)}." if keys else "this option has none.")
     if kind in {"missing", "missing_argument"}:
         return f"{key}: is needed; give {key}=…"
     if kind == "union_tag_invalid":

@@ -60,7 +60,6 @@ def test_yaml_repeats_no_default():
         ("rehearse=true", ["rehearse", "not there yet"]),
         ("baselines=[baseline_texts]", ["baselines", "baseline_text"]),
         ("training.gradient_accumulation_steps=3", ["batch_size=64", "3"]),
-        ("teacher=none", ["teacher=none", "loss=text"]),
         ("data.num_rows=0", ["data.num_rows=0"]),
         ("seed=-1", ["seed=-1"]),
         ("compression.bf16.max_kl=1", ["compression.bf16.max_kl", "max_kl_nats"]),
@@ -74,6 +73,13 @@ def test_a_mistake_is_named_in_the_words_of_the_recipe(override, words):
     assert all(word in message for word in words), message
     assert len(message.splitlines()) <= 6
     assert refused.value.exit_code == 2
+
+
+def test_options_that_exclude_each_other_are_named():
+    with pytest.raises(RecipeError, match="loss=forward_kl compares the student with a teacher, but teacher=none"):
+        composed("teacher=none", "baselines=[]")
+    with pytest.raises(RecipeError, match="teacher.model: no such key; this option has none"):
+        composed("TEACHER", "teacher=none")
 
 
 def test_many_mistakes_stay_short():

@@ -17,6 +17,12 @@ class Score:
     unit: str
     lower_is_better: bool
 
+    @property
+    def head(self) -> str:
+        """Title, unit and, where it is the unusual one, direction."""
+        words = [self.title, self.unit, "lower is better" if self.lower_is_better else ""]
+        return ", ".join(word for word in words if word)
+
     def show(self, value: float | None) -> str:
         """`value` in this score's unit, without the unit; "–" where there is none."""
         if value is None:
@@ -39,7 +45,7 @@ _TITLES = {
 
 
 def score(name: str) -> Score:
-    """How the score called `name` in scores.json is shown. Unknown names are shown as plain numbers, higher is better."""
+    """How the score called `name` in scores.json is shown. Unknown ones are plain numbers; more is better."""
     title = _TITLES.get(name) or name.removesuffix("_nats").replace("_", " ").replace("exact match ", "exact match, ")
     if name.endswith("_nats"):
         return Score(name, title, "nats/token", lower_is_better=True)

@@ -47,6 +47,7 @@ class Scratch:
             "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
             "max_position_embeddings": self.max_position_embeddings,
             "tie_word_embeddings": self.tie_word_embeddings,
+            "rms_norm_eps": 1e-6,
         }
 
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":

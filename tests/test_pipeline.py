@@ -1,0 +1,189 @@
+"""The whole pipeline on tiny models: every stage real, reuse, resume after SIGKILL, the contracts of design.md §6–7."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import cli_environment
+
+pytestmark = pytest.mark.slow
+
+PACKAGES = ["bf16", "bnb_int8", "bnb_nf4", "bnb_nf4_lora", "gguf_q8_0"]
+# random weights are not what the bars of verification are made for
+LENIENT = [f"compression.{name}.max_kl_nats=5" for name in PACKAGES]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_run_arguments):
+    return [
+        *tiny_run_arguments,
+        *LENIENT,
+        "compression.bnb_nf4_lora.max_steps=4",
+        "baselines=[baseline_text,baseline_no_teacher]",
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, arguments):
+    """One uninterrupted run."""
+    folder = tmp_path_factory.mktemp("run")
+    ran = start(folder, *arguments).communicate(timeout=400)
+    assert "report.html" in ran[1], ran[1]
+    return folder
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", *arguments],
+        cwd=folder,
+        env=cli_environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_folders(folder, recipe="quickstart"):
+    return sorted((folder / "outputs" / recipe).iterdir())
+
+
+def stages(run):
+    lines = [json.loads(line) for line in (run / "record.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "stage"]
+
+
+def numbers(run):
+    """What must not depend on interruptions: everything in scores.json but speeds, paths and the folder's name."""
+    scores = json.loads((run / "scores.json").read_text())
+    return {m["name"]: (m["kind"], m["bytes"], m["parameters"], m["scores"], m.get("verified")) for m in scores["models"]}
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+    (run,) = run_folders(finished)
+    for name in ("recipe.yaml", "record.jsonl", "logbook.md", "scores.json", "report.html", "metrics.jsonl"):
+        assert (run / name).stat().st_size > 0, name
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["recipe"] == "quickstart" and scores["run"] == run.name
+    assert (scores["seed"], scores["task"]) == (0, "exact_match")
+    assert [m["name"] for m in scores["models"]] == [
+        "teacher",
+        "baseline_text",
+        "baseline_no_teacher",
+        "student",
+        *PACKAGES,
+    ]
+    for model in scores["models"]:
+        assert set(model["scores"]) >= {"exact_match", "exact_match_new_templates", "bits_per_byte"}
+        assert model["bytes"] > 0 and model["speed"]["decode_tokens_per_second"] > 0
+        if model["name"] != "teacher":
+            assert 0 <= model["scores"]["kl_to_teacher_nats"] < 20 and 0 <= model["scores"]["top1_agreement"] <= 1
+    packages = {m["name"]: m for m in scores["models"] if m["kind"] == "package"}
+    assert all(m["verified"] for m in packages.values())
+    assert packages["gguf_q8_0"]["speed"]["runtime"] == "llama.cpp"
+    assert packages["bf16"]["bytes"] < next(m["bytes"] for m in scores["models"] if m["name"] == "student")
+
+
+def test_packages_are_whole_folders_without_links_that_leave(finished):
+    (run,) = run_folders(finished)
+    for name in PACKAGES:
+        files = [path for path in (run / "packages" / name).rglob("*") if path.is_file()]
+        assert files and not any(path.is_symlink() for path in files)
+        assert (run / "packages" / name / "README.md").read_text().startswith("---\n")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(run / "packages" / "bf16")
+    AutoTokenizer.from_pretrained(run / "packages" / "bf16")
+
+
+def test_bitsandbytes_packages_are_bit_equal_after_reload(finished):
+    (run,) = run_folders(finished)
+    proofs = {p["package"]: p for p in json.loads((run / "verification.json").read_text())}
+    assert proofs["bnb_int8"]["bit_equal_reload"] is True and proofs["bnb_nf4"]["bit_equal_reload"] is True
+    assert all(p["token_ids_equal"] for p in proofs.values())
+
+
+def test_the_same_command_again_reuses_everything(finished, arguments):
+    before = run_folders(finished)
+    _, said = start(finished, *arguments).communicate(timeout=200)
+    (new,) = set(run_folders(finished)) - set(before)
+    assert all(stage["reused"] for stage in stages(new)), said
+    assert numbers(new) == numbers(before[0])
+    assert "made in" not in said
+
+
+def test_a_runs_own_recipe_reproduces_it(finished):
+    before = run_folders(finished)
+    _, said = start(finished, f"recipe={before[0] / 'recipe.yaml'}").communicate(timeout=200)
+    (new,) = set(run_folders(finished)) - set(before)
+    assert all(stage["reused"] for stage in stages(new)), said
+    assert (new / "recipe.yaml").read_text() == (before[0] / "recipe.yaml").read_text()
+
+
+def test_another_loss_asks_the_teacher_nothing_new(finished, arguments):
+    before = run_folders(finished)
+    _, said = start(finished, *arguments, "loss=jsd", "until=train").communicate(timeout=200)
+    (new,) = set(run_folders(finished)) - set(before)
+    reused = {stage["name"]: stage["reused"] for stage in stages(new)}
+    assert reused == {"teach": True, "train baseline_text": True, "train baseline_no_teacher": True, "train student": False}
+    assert "loss" in next(s["why"] for s in stages(new) if s["name"] == "train student"), said
+    assert not (new / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "appears"),
+    [
+        ("teach", "responses/*.scratch/batch-00002.safetensors"),
+        ("train", "student/*.scratch/trainer/checkpoint-4/complete"),
+        ("heal", "package/*.scratch/trainer/checkpoint-*/complete"),
+        ("evaluate", "scores/*/scores.json"),
+    ],
+)
+def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(stage, appears, finished, arguments, tmp_path):
+    process = start(tmp_path, *arguments)
+    store = tmp_path / "outputs" / "store"
+    deadline = time.monotonic() + 300
+    while not list(store.glob(appears)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, said = start(tmp_path, *arguments).communicate(timeout=400)
+    last = run_folders(tmp_path)[-1]
+    assert numbers(last) == numbers(run_folders(finished)[0]), said
+    record = {s["name"]: s for s in stages(last)}
+    if stage == "train":
+        assert record["train baseline_text"]["resumed_from_step"] >= 4
+    if stage == "teach":
+        assert record["teach"]["resumed_from_batch"] >= 1
+    if stage in {"heal", "evaluate"}:
+        assert record["train student"]["reused"]
+
+
+def test_a_package_that_says_something_else_fails_the_run(finished, arguments):
+    before = run_folders(finished)
+    process = start(finished, *arguments, "compression.bnb_nf4.max_kl_nats=1e-12")
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "bnb_nf4" in said and "1e-12 is allowed" in said and "Traceback" not in said
+    (new,) = set(run_folders(finished)) - set(before)
+    failed = {p["package"]: p["verified"] for p in json.loads((new / "verification.json").read_text())}
+    assert failed["bnb_nf4"] is False
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_adapters_train_and_their_packages_load(adapter, tiny_teacher, tiny_run_arguments, tmp_path):
+    overrides = ["student=pretrained", f"student.model={tiny_teacher}", f"adapter={adapter}"]
+    overrides += ["compression=[bf16,lora]", "compression.bf16.max_kl_nats=5", "compression.lora.max_kl_nats=5"]
+    overrides += ["baselines=[]", "teacher.live=true", "loss=reverse_kl"]
+    kept = [a for a in tiny_run_arguments if not a.startswith("student.")]
+    process = start(tmp_path, *kept, *overrides)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    scores = numbers(run_folders(tmp_path)[0])
+    assert scores["lora"][-1] and scores["bf16"][-1]
+    assert scores["student"][3]["kl_to_teacher_nats"] < 0.2, "the student started as its teacher"
