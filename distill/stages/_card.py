@@ -1,2 +1,166 @@
-"""Placeholder for the import below; written next."""
-def write_card(*a, **k): ...
+"""The model card of a package: README.md with the metadata that model hubs read."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.run_folder import RunFolder
+from distill.stages._number import MISSING, digits, scores_of, size
+
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst)$")
+
+
+def write_card(package: Path, *, run: Path, name: str) -> None:
+    """Writes `package`/README.md: what it is, how to load it, its scores beside teacher and student, and the proof.
+
+    Args:
+        package: the folder as users will get it; its files decide which way of loading the card shows.
+        run: the run folder that the figures come from.
+        name: the package's name in scores.json and verification.json.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = RunFolder.read(run)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown; `cell` below guards the tables
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"size": size, "digits": digits, "cell": _cell}
+    loading = how_to_load(package)
+    own = [m for m in folder.models if m.get("kind") in {"teacher", "student", "baseline"} or m.get("name") == name]
+    columns = scores_of(own, folder.task)
+    text = environment.get_template("_card.md.j2").render(
+        metadata=_metadata(folder, name, loading),
+        title=f"{folder.name}-{name}",
+        name=name,
+        loading=loading,
+        entry=folder.model(name) or {},
+        teacher=_teacher(folder.recipe),
+        student=_student(folder.recipe),
+        data=folder.recipe.get("data") or {},
+        loss=(folder.recipe.get("loss") or {}).get("kind"),
+        licence=_licence(folder.recipe),
+        accepted=_accepted(folder.recipe),
+        has_baselines=any(model.get("kind") == "baseline" for model in own),
+        columns=columns,
+        rows=[_row(model, columns) for model in own],
+        proof=next((proof for proof in folder.verification if proof.get("package") == name), None),
+        start=folder.start,
+    )
+    path = package / "README.md"
+    # packages may be hard links into the store: a new file, never a write through the link
+    path.unlink(missing_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def how_to_load(package: Path) -> dict[str, Any]:
+    """How what lies in `package` is loaded: `kind`, `library` (the hub's name), `install` (pip packages), `code`."""
+    if gguf := sorted(package.glob("*.gguf")):
+        lines = [f'llama-cli -m {gguf[0].name} -p "..."']
+        if (package / "Modelfile").is_file():
+            lines.append("ollama create my-model -f Modelfile && ollama run my-model")
+        return _loading("GGUF for llama.cpp", "gguf", "", "sh", lines)
+    ask = 'inputs = tokenizer("...", return_tensors="pt")'
+    if (package / "chat_template.jinja").is_file() or "chat_template" in _json(package / "tokenizer_config.json"):
+        # it was trained inside its template; a bare prompt would be a question it has never seen
+        ask = (
+            'inputs = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], '
+            'add_generation_prompt=True, return_tensors="pt", return_dict=True)'
+        )
+    use = f"{ask}\nprint(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))"
+    tokenizer = "tokenizer = AutoTokenizer.from_pretrained(root)"
+    plain = "model = AutoModelForCausalLM.from_pretrained(root)"
+    root = 'root = "path/to/this/folder"'
+    if not (package / "config.json").is_file() and (package / "adapter_config.json").is_file():
+        base = _json(package / "adapter_config.json").get("base_model_name_or_path")
+        lines = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer", "", root]
+        lines += ["model = AutoPeftModelForCausalLM.from_pretrained(root)", tokenizer, use]
+        kind = f"LoRA adapter for `{base}`" if base else "LoRA adapter"
+        return _loading(kind, "peft", "transformers peft", "python", lines)
+    quantisation = _json(package / "config.json").get("quantization_config") or {}
+    bits = "8-bit" if quantisation.get("load_in_8bit") else "4-bit" if quantisation.get("load_in_4bit") else None
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", root, plain]
+    if (package / "adapter").is_dir():
+        lines = ["from peft import PeftModel", *imports, 'model = PeftModel.from_pretrained(model, root + "/adapter")']
+        kind = f"{bits or 'Full-precision'} weights with a LoRA adapter on top"
+        libraries = "transformers peft bitsandbytes" if bits else "transformers peft"
+        return _loading(kind, "transformers", libraries, "python", [*lines, tokenizer, use])
+    if bits:
+        kind, libraries = f"{bits} weights (bitsandbytes)", "transformers bitsandbytes"
+    else:
+        kind, libraries = "Plain safetensors checkpoint", "transformers"
+    return _loading(kind, "transformers", libraries, "python", [*imports, tokenizer, use])
+
+
+def _loading(kind: str, library: str, install: str, language: str, lines: list[str]) -> dict[str, Any]:
+    return {"kind": kind, "library": library, "install": install, "language": language, "code": "\n".join(lines)}
+
+
+def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any]) -> str:
+    """The YAML front matter. What is not known (a licence, a hub id) is left out: a wrong one is worse than none."""
+    from huggingface_hub import ModelCardData
+
+    recipe = folder.recipe
+    base, data = _hub_id((recipe.get("student") or {}).get("model")), _hub_id((recipe.get("data") or {}).get("path"))
+    has_teacher = (recipe.get("teacher") or {}).get("kind") != "none"
+    return ModelCardData(
+        library_name=loading["library"],
+        pipeline_tag="text-generation",
+        license=_licence(recipe),
+        base_model=base,
+        datasets=[data] if data else None,
+        metrics=[folder.task] if folder.task else None,
+        tags=[*(["distillation"] if has_teacher else []), "compression", name],
+    ).to_yaml()
+
+
+def _row(model: Mapping[str, Any], columns: list[Any]) -> list[str]:
+    values = model.get("scores") or {}
+    speed = (model.get("speed") or {}).get("decode_tokens_per_second")
+    itself = {"kl_to_teacher_nats", "top1_agreement"} if model.get("kind") == "teacher" else set()
+    cells = [MISSING if column.name in itself else column.show(values.get(column.name)) for column in columns]
+    return [str(model["name"]), *cells, size(model.get("bytes")), digits(speed)]
+
+
+def _teacher(recipe: Mapping[str, Any]) -> str | None:
+    """The teacher in words; None when there was none."""
+    teacher = recipe.get("teacher") or {}
+    if teacher.get("kind") == "none":
+        return None
+    return f"`{teacher['model']}`" if teacher.get("model") else "a teacher that this run's recipe names"
+
+
+def _student(recipe: Mapping[str, Any]) -> str:
+    student = recipe.get("student") or {}
+    return f"started from `{student['model']}`" if student.get("model") else "started from random weights"
+
+
+def _licence(recipe: Mapping[str, Any]) -> str | None:
+    licence = recipe.get("licence")
+    return licence if isinstance(licence, str) else None
+
+
+def _accepted(recipe: Mapping[str, Any]) -> list[str]:
+    licence = recipe.get("licence")
+    return [str(name) for name in licence.get("accept") or []] if isinstance(licence, Mapping) else []
+
+
+def _hub_id(name: Any) -> str | None:
+    """`owner/name` when that is what `name` is and not a file or a folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return None
+    return None if _DATA_FILE.search(name) or Path(name).exists() else name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _cell(text: Any) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -127,7 +127,7 @@ def _axes(narrow: bool, title: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     # 72 dpi: one point is one unit of the SVG, so labels measured here are as wide there
-    figure = Figure(figsize=(5.2, 5.4) if narrow else (11.6, 5.2), dpi=72, layout="constrained")
+    figure = Figure(figsize=(4.7, 5.2) if narrow else (11.6, 5.2), dpi=72, layout="constrained")
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
@@ -164,8 +164,11 @@ def _limits(axes: Any, sizes: Sequence[float], values: Sequence[float], shown: S
     axes.set_xscale("log")
     axes.set_xlim(*limits)
     _log_marks(axes.xaxis, limits)
-    spread = max(values) - min(values) or abs(max(values)) / 10 or 1.0
-    bottom, top = min(values) - 0.14 * spread, max(values) + 0.14 * spread
+    spread = max(values) - min(values)
+    # a difference within the noise must not fill the picture: ten points, or a tenth of the value, at least
+    least = 10.0 if shown.unit == "%" else max(abs(value) for value in values) / 10 or 1.0
+    room = max(0.14 * spread, (least - spread) / 2)
+    bottom, top = min(values) - room, max(values) + room
     axes.set_ylim(*((top, bottom) if shown.lower_is_better else (bottom, top)))
     # headroom for labels must not promise more than everything
     axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= (100 if shown.unit == "%" else top)])

@@ -4,6 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, low, right, high, in pixels."""
+
 _SIZE = 11
 _POINT_RADIUS = 6
 _LEADER_FROM = 24
@@ -25,16 +29,14 @@ def label_points(
     (x0, y0, x1, y1; level or upright); then the distance. `figure` needs 72 dpi and its final limits.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
-    inside = axes.get_window_extent(renderer).padded(4)
-    to_pixels = axes.transData.transform
-    places = [to_pixels((x, y)) for _, x, y in points]
-    marks = [Bbox.from_bounds(px, py, 0, 0).padded(_POINT_RADIUS) for px, py in places]
-    strokes = [Bbox([to_pixels((x0, y0)), to_pixels((x1, y1))]).padded(1) for x0, y0, x1, y1 in lines]
-    names: list[Any] = []
+    x0, y0, x1, y1 = axes.get_window_extent(renderer).extents
+    inside = (x0 - 4, y0 - 4, x1 + 4, y1 + 4)
+    places = [(float(px), float(py)) for px, py in axes.transData.transform([(x, y) for _, x, y in points])]
+    strokes = [_spanned(*axes.transData.transform([(x0, y0), (x1, y1)]), pad=1) for x0, y0, x1, y1 in lines]
+    names: list[Box] = []
     crowding = [sum(math.dist(place, other) < 60 for other in places) for place in places]
     for index in sorted(range(len(points)), key=lambda i: (-crowding[i], places[i][0], -places[i][1])):
         name, x, y = points[index]
@@ -43,29 +45,13 @@ def label_points(
         )
         text.set(va="center", parse_math=False, in_layout=False)
         extent = text.get_window_extent(renderer)
-        px, py = places[index]
-        strangers = [mark for i, mark in enumerate(marks) if i != index]
-        best = (math.inf, 0.0, 0.0, "left", Bbox.null())
-        for reach, dx, dy, side in _places(extent.height):
-            left = px + dx - {"left": 0.0, "center": extent.width / 2, "right": extent.width}[side]
-            box = Bbox.from_bounds(left - 2, py + dy - extent.height / 2, extent.width + 4, extent.height)
-            covered = sum(_shared_area(box, other) for other in [*strangers, *names])
-            leader = _leader(box, (px, py)) if math.hypot(dx, dy) > _LEADER_FROM else []
-            covered += sum(_shared_area(dot, other) for dot in leader for other in [*strangers, *names])
-            cut_off = box.width * box.height - _shared_area(box, inside)
-            own, nearest = (
-                _gap(box, (px, py)),
-                min((_gap(box, p) for p in places if p is not places[index]), default=99),
-            )
-            crossed = sum(_shared_area(box, stroke) > 0 for stroke in strokes)
-            misleading = reach < _LEADER_FROM and nearest < own + 3
-            cost = 20 * covered + 20 * cut_off + 60 * misleading + 12 * crossed + reach
-            if cost < best[0]:
-                best = (cost, dx, dy, side, box)
-        _, dx, dy, side, box = best
+        others = [place for i, place in enumerate(places) if i != index]
+        taken = [*names, *(_spanned(place, place, pad=_POINT_RADIUS) for place in others)]
+        dx, dy, side, box = _cheapest(places[index], (extent.width, extent.height), others, taken, strokes, inside)
         text.set(position=(dx, dy), ha=side)
         names.append(box)
         if math.hypot(dx, dy) > _LEADER_FROM:
+            px, py = places[index]
             end = _nearest(box, (px, py))
             look = {"arrowstyle": "-", "color": leader_colour, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5}
             to = (end[0] - px, end[1] - py)
@@ -73,37 +59,67 @@ def label_points(
             names.extend(_leader(box, (px, py)))
 
 
+def _cheapest(
+    point: Point, extent: Point, others: Sequence[Point], taken: Sequence[Box], strokes: Sequence[Box], inside: Box
+) -> tuple[float, float, str, Box]:
+    """(dx, dy, alignment, box) of the place that costs least for a name of this width and height."""
+    width, height = extent
+    least, best = math.inf, None
+    for reach, dx, dy, side in _places(height):
+        if reach >= least:
+            break  # they come by distance, and the distance alone costs more from here on
+        left = point[0] + dx - {"left": 0.0, "center": width / 2, "right": width}[side]
+        box = (left - 2, point[1] + dy - height / 2, left + width + 2, point[1] + dy + height / 2)
+        is_far = math.hypot(dx, dy) > _LEADER_FROM
+        drawn = [box, *_leader(box, point)] if is_far else [box]
+        covered = sum(_shared_area(part, other) for part in drawn for other in taken)
+        cut_off = (width + 4) * height - _shared_area(box, inside)
+        own, nearest = _gap(box, point), min((_gap(box, other) for other in others), default=math.inf)
+        misleading = not is_far and nearest < own + 3
+        crossed = sum(_shared_area(box, stroke) > 0 for stroke in strokes)
+        cost = 20 * covered + 500 * (covered > 0) + 20 * cut_off + 60 * misleading + 12 * crossed + reach
+        if cost < least:
+            least, best = cost, (dx, dy, side, box)
+    assert best is not None
+    return best
+
+
 def _places(height: float) -> list[tuple[float, float, float, str]]:
     """(distance, dx, dy, alignment) in pixels: right first, then left, above, below and the diagonals, then farther."""
     found = []
-    for reach in (10, 17, 24, 32, 42, 54, 68, 84):
+    for reach in (10, 17, 24, 32, 42, 54, 68, 84, 102, 122, 144, 168):
         beside = [(reach, 0, "left"), (-reach, 0, "right")]
         upright = [(0, reach + height / 3, "center"), (0, -reach - height / 3, "center")]
-        slanted = [(a * reach, b * reach, side) for b in (0.8, -0.8) for a, side in ((0.7, "left"), (-0.7, "right"))]
+        steep = [(0.7, 0.8), (0.4, 0.95), (0.9, 0.5)]
+        slanted = [(a * reach, b * reach * up, "left") for up in (1, -1) for a, b in steep]
+        slanted += [(-dx, dy, "right") for dx, dy, _ in slanted]
         for rank, (dx, dy, side) in enumerate([*beside, *upright, *slanted]):
-            found.append((reach + rank / 2, float(dx), float(dy), side))
-    return found
+            found.append((reach + rank / 2.5, float(dx), float(dy), side))
+    return sorted(found)
 
 
-def _nearest(box: Any, point: tuple[float, float]) -> tuple[float, float]:
-    return min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)
+def _nearest(box: Box, point: Point) -> Point:
+    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
 
 
-def _gap(box: Any, point: tuple[float, float]) -> float:
+def _gap(box: Box, point: Point) -> float:
     """Pixels between a point and a box; 0 inside."""
     return math.dist(_nearest(box, point), point)
 
 
-def _leader(box: Any, point: tuple[float, float]) -> list[Any]:
+def _leader(box: Box, point: Point) -> list[Box]:
     """The line from a name to its point, as small boxes that nothing should cover."""
-    from matplotlib.transforms import Bbox
-
     (x0, y0), (x1, y1) = _nearest(box, point), point
-    steps = [i / 8 for i in range(8)]
-    return [Bbox.from_bounds(x0 + t * (x1 - x0), y0 + t * (y1 - y0), 0, 0).padded(1.5) for t in steps]
+    dots = [(x0 + t / 8 * (x1 - x0), y0 + t / 8 * (y1 - y0)) for t in range(8)]
+    return [_spanned(dot, dot, pad=1.5) for dot in dots]
 
 
-def _shared_area(one: Any, other: Any) -> float:
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
+def _spanned(one: Sequence[float], other: Sequence[float], *, pad: float) -> Box:
+    (left, right), (low, high) = sorted((one[0], other[0])), sorted((one[1], other[1]))
+    return (left - pad, low - pad, right + pad, high + pad)
+
+
+def _shared_area(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0

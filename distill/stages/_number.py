@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 MISSING = "–"
 
@@ -39,7 +39,7 @@ _TITLES = {
     "exact_match": "exact match",
     "kl_to_teacher_nats": "KL to teacher",
     "kl_to_student_nats": "KL to student",
-    "top1_agreement": "same top token as teacher",
+    "top1_agreement": "top-1 agreement",
     "bits_per_byte": "bits per byte",
 }
 
@@ -71,7 +71,7 @@ def scores_of(models: Iterable[Mapping[str, Any]], task: str | None) -> list[Sco
     return [score(name) for name in sorted(names, key=place)]
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     """Whether `value` is a number that can be compared and drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -23,8 +23,8 @@ def print_table(scores: Mapping[str, Any], console: Any = None) -> None:
         console.print(f"{scores.get('recipe', 'The run')}: nothing has been scored yet.", markup=False)
         return
     columns = _narrowed(scores_of(models, scores.get("task")), scores.get("task"))
-    table = Table(box=None, pad_edge=False, header_style="dim", width=min(console.width, 100))
-    table.add_column("", no_wrap=True, overflow="ellipsis", min_width=8)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=26)
     for column in columns:
         table.add_column(f"{column.title}\n{column.unit}", justify="right", vertical="bottom")
     table.add_column("size", justify="right", no_wrap=True)
@@ -44,7 +44,7 @@ def print_table(scores: Mapping[str, Any], console: Any = None) -> None:
             digits((model.get("speed") or {}).get("decode_tokens_per_second")),
             {True: Text("✓", style="green"), False: Text("✗", style="bold red")}.get(model.get("verified"), Text("")),
         )
-    console.print(table)
+    console.print(table, width=min(console.width, 100))
 
 
 def _cell(model: Mapping[str, Any], column: Score, value: float | None) -> str:

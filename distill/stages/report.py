@@ -54,6 +54,7 @@ def page_of(folder: RunFolder) -> dict[str, Any]:
         "headline": headline(folder.models, task),
         "tiles": tiles(folder.models, task),
         "quality": _pair(quality_svg, folder.models, task) if task else [],
+        "kinds": [k for k in ("teacher", "baseline", "student", "package") if _first(folder.models, k)],
         "columns": scores_of(folder.models, task),
         "rows": score_rows(folder.models, task),
         "proofs": folder.verification,
@@ -146,7 +147,9 @@ def score_rows(models: Sequence[Mapping[str, Any]], task: str | None) -> list[di
             value = _value(model, column.name)
             # the teacher's agreement with itself says nothing
             itself = model.get("kind") == "teacher" and column.name in {"kl_to_teacher_nats", "top1_agreement"}
-            is_best = model in own and len(own) > 1 and value is not None and value == best[column.name]
+            # two that read the same are both the best: more digits would be noise
+            is_best = model in own and len(own) > 1 and column.show(value) == column.show(best[column.name])
+            is_best = is_best and value is not None
             cells.append({"text": "" if itself else column.show(value), "best": is_best})
         num_bytes, of_teacher = model.get("bytes"), teacher.get("bytes")
         rows.append(

@@ -38,17 +38,17 @@ class Wandb:
             Where the W&B run is, and for an offline one the command that uploads it. None when disabled.
 
         Raises:
-            StageFailed: mode=online and W&B refused or was out of reach.
+            StageFailed: mode=online and W&B refused or was out of reach; or WANDB_MODE holds an unknown word.
         """
         mode = self.mode if self.mode != "auto" else _chosen_mode()
         if mode == "disabled":
             return None
-        import wandb
+        from wandb.errors import Error
 
         folder = RunFolder.read(run)
         try:
             tracked = self._start(folder, mode)
-        except wandb.errors.Error as error:
+        except Error as error:
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             if self.mode == "online":
                 raise StageFailed(
@@ -70,7 +70,7 @@ class Wandb:
             return f"W&B run {tracked.id} ({tracked.url})"
         return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {Path(tracked.dir).parent})"
 
-    def _start(self, folder: RunFolder, mode: str) -> Any:
+    def _start(self, folder: RunFolder, mode: Any) -> Any:
         import wandb
 
         # before init: the login that init does on its own account prints, too
@@ -157,9 +157,16 @@ def _log_files(tracked: Any, folder: RunFolder) -> None:
 
 def _chosen_mode() -> str:
     asked = os.environ.get("WANDB_MODE", "").strip().lower()
-    if asked:
-        return {"dryrun": "offline", "run": "online"}.get(asked, asked)
-    return "online" if _is_logged_in() else "offline"
+    if not asked:
+        return "online" if _is_logged_in() else "offline"
+    modes = {"dryrun": "offline", "run": "online", "shared": "online"}
+    mode = modes.get(asked, asked)
+    if mode not in {"online", "offline", "disabled"}:
+        raise StageFailed(
+            f"WANDB_MODE={asked} is set; W&B knows online, offline and disabled. Correct it, or set tracking.mode; "
+            "the run itself is complete and the same command goes on."
+        )
+    return mode
 
 
 def _is_logged_in() -> bool:

@@ -1,0 +1,151 @@
+"""The model card: its metadata, its figures, and a snippet that really loads the package."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill.stages.report import write_card
+
+SAMPLE_RUN = Path(__file__).parent / "sample_run"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return Path(shutil.copytree(SAMPLE_RUN, tmp_path / "run"))
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    return folder
+
+
+def card_of(package: Path, run: Path, name: str):
+    from huggingface_hub import ModelCard
+
+    write_card(package, run=run, name=name)
+    return ModelCard.load(package / "README.md")
+
+
+def run_snippet(text: str, package: Path) -> str:
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(package))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    return out.getvalue()
+
+
+def test_metadata_says_what_is_known_and_no_more(run, package):
+    (package / "model-q8_0.gguf").touch()
+    card = card_of(package, run, "gguf_q8_0")
+    assert card.data.library_name == "gguf" and card.data.pipeline_tag == "text-generation"
+    assert {"distillation", "gguf_q8_0"} <= set(card.data.tags)
+    assert card.data.license is None and card.data.base_model is None and card.data.datasets is None
+    assert "No licence is stated" in card.text and "llama-cli -m model-q8_0.gguf" in card.text
+    assert "ollama" not in card.text and "pip install" not in card.text
+    (package / "Modelfile").touch()
+    assert "ollama create my-model -f Modelfile" in card_of(package, run, "gguf_q8_0").text
+
+
+def test_hub_ids_and_a_licence_reach_the_metadata(run, package):
+    recipe = (run / "recipe.yaml").read_text()
+    recipe = recipe.replace("licence: {accept: []}", "licence: mit").replace(
+        "student: {", "student: {model: org/base, "
+    )
+    (run / "recipe.yaml").write_text(recipe.replace("data: {", "data: {path: org/questions, "))
+    card = card_of(package, run, "bf16")
+    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "org/base", ["org/questions"])
+    (run / "recipe.yaml").write_text(recipe.replace("data: {", "data: {path: data/questions.jsonl, "))
+    assert card_of(package, run, "bf16").data.datasets is None
+    (run / "recipe.yaml").write_text(recipe.replace("licence: mit", "licence: {accept: [llama2]}"))
+    card = card_of(package, run, "bf16")
+    assert card.data.license is None and "Licences accepted for this run: llama2." in card.text
+
+
+def test_scores_stand_beside_teacher_and_student_with_the_proof(run, package):
+    card = card_of(package, run, "bnb_nf4_lora")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.text.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == [
+        "teacher",
+        "baseline_text",
+        "baseline_no_teacher",
+        "student",
+        "**bnb_nf4_lora**",
+    ]
+    assert rows[2][1:] == ["96.2", "84.0", "0.412", "–", "–", "12.0 MiB", "412"]
+    assert rows[-1][1:] == ["88.4", "70.0", "0.441", "0.0402", "96.4", "841 KiB", "262"]
+    assert {len(row) for row in rows} == {8}
+    assert "Verified: the folder was loaded in a fresh process with transformers" in card.text
+    assert "- KL to the student: 0.00940 nats/token" in card.text and "- same greedy answer: 93.0 %" in card.text
+    assert "`example-org/word-problems-3m`" in card.text and "recipe=quickstart tracking=wandb" in card.text
+
+
+def test_what_is_missing_is_said(run, package):
+    for name in ("scores.json", "verification.json", "record.jsonl", "metrics.jsonl"):
+        (run / name).unlink()
+    (run / "recipe.yaml").write_text("name: x\nteacher: {kind: none}\n")
+    text = card_of(package, run, "bf16").text
+    assert "This run did not verify it." in text and "This run did not score it." in text
+    assert "without a teacher" in text and "teacher's" not in text
+
+
+def test_a_package_that_failed_says_so(run, package):
+    proofs = json.loads((run / "verification.json").read_text())
+    (run / "verification.json").write_text(json.dumps([proofs[0] | {"verified": False, "detail": "KL 0.2 > 0.001"}]))
+    text = card_of(package, run, "bf16").text
+    assert "**Not verified**" in text and "KL 0.2 > 0.001" in text
+
+
+def test_the_store_is_not_written_through_a_hard_link(run, package, tmp_path):
+    sealed = tmp_path / "README.md"
+    sealed.write_text("sealed")
+    os.link(sealed, package / "README.md")
+    write_card(package, run=run, name="bf16")
+    assert sealed.read_text() == "sealed" and "# quickstart-bf16" in (package / "README.md").read_text()
+
+
+def test_the_snippet_of_a_plain_package_runs(run, package, tiny_teacher):
+    shutil.copytree(tiny_teacher, package, dirs_exist_ok=True)
+    text = card_of(package, run, "bf16").text
+    assert "apply_chat_template" in text and "pip install transformers\n" in text
+    assert run_snippet(text, package).strip()
+
+
+def test_the_snippet_of_weights_with_an_adapter_runs(run, package, tiny_teacher):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(tiny_teacher, package, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(package / "adapter")
+    text = card_of(package, run, "bnb_nf4_lora").text
+    assert 'PeftModel.from_pretrained(model, root + "/adapter")' in text
+    assert run_snippet(text, package).strip()
+
+
+def test_the_snippet_of_an_adapter_alone_runs(run, package, tiny_teacher):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(package)
+    for file in (*tiny_teacher.glob("tokenizer*"), *tiny_teacher.glob("chat_template*")):
+        shutil.copy(file, package)
+    card = card_of(package, run, "lora")
+    assert card.data.library_name == "peft" and str(tiny_teacher) in card.text
+    assert run_snippet(card.text, package).strip()
+
+
+@pytest.mark.parametrize(("setting", "words"), [("load_in_8bit", "8-bit weights"), ("load_in_4bit", "4-bit weights")])
+def test_quantised_packages_name_bitsandbytes(run, package, setting, words):
+    (package / "config.json").write_text(json.dumps({"quantization_config": {setting: True}}))
+    text = card_of(package, run, "bnb_int8").text
+    assert words in text and "pip install transformers bitsandbytes" in text
+    (package / "adapter").mkdir()
+    assert "pip install transformers peft bitsandbytes" in card_of(package, run, "bnb_int8").text
