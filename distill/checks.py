@@ -77,15 +77,17 @@ def _tokenizers_fit(recipe: Recipe) -> None:
         if of(sides[0]) != of(sides[1]):
             raise RecipeError(
                 f"The {what} of teacher and student differ: {recipe.teacher.model} ({of(sides[0])}) and "
-                f"{recipe.student.model} ({of(sides[1])}).\nloss={recipe.loss.kind} compares distributions over the same "
-                "tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's tokenizer), "
+                f"{recipe.student.model} ({of(sides[1])}).\nloss={recipe.loss.kind} compares distributions over the "
+                "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's tokenizer), "
                 "or loss=text, which needs the answers' text alone."
             )
 
 
 def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
     answered = sum(example.response is not None for example in examples.train)
-    needs = recipe.teacher.kind == "none" or recipe.teacher.responses == "data" or "baseline_no_teacher" in recipe.baselines
+    needs = (
+        recipe.teacher.kind == "none" or recipe.teacher.responses == "data" or "baseline_no_teacher" in recipe.baselines
+    )
     if needs and not answered:
         what = "baseline_no_teacher" if "baseline_no_teacher" in recipe.baselines else "this recipe"
         raise DataError(

@@ -1,11 +1,11 @@
 """What users meet when something is wrong. Every message names the input, what was found, what is needed.
 
-    DistillError                    exit code 1 unless a child says otherwise
-    ├── RecipeError                 2  the recipe or an argument is wrong
-    │   ├── DataError               2  a data file, field or row is wrong
-    │   └── TargetMismatch          2  teacher and student do not fit each other
-    └── StageFailed                 1  a stage stopped; the same command goes on from its last good state
-        └── VerificationFailed      1  a package does not say what its student says
+DistillError                    exit code 1 unless a child says otherwise
+├── RecipeError                 2  the recipe or an argument is wrong
+│   ├── DataError               2  a data file, field or row is wrong
+│   └── TargetMismatch          2  teacher and student do not fit each other
+└── StageFailed                 1  a stage stopped; the same command goes on from its last good state
+    └── VerificationFailed      1  a package does not say what its student says
 """
 
 

@@ -1,9 +1,8 @@
 """The run, readable top to bottom: six stages, each turning sealed artifacts into the next one."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +137,31 @@ def _evaluate(recipe: Recipe, examples: Examples, workspace: Workspace, made: Ma
     if recipe.teacher.kind == "hf":
         teacher_dtype = teach.teacher_dtype(recipe.teacher)
         weights = _weights(workspace, "model", recipe.teacher)
-        score(recipe, examples, workspace, made, "teacher", Path(recipe.teacher.model), weights, "transformers", teacher_dtype)
+        score(
+            recipe,
+            examples,
+            workspace,
+            made,
+            "teacher",
+            Path(recipe.teacher.model),
+            weights,
+            "transformers",
+            teacher_dtype,
+        )
     for name, model in made.models.items():
         inputs = {"model": model.fingerprint}
         score(recipe, examples, workspace, made, name, model.path / "checkpoint", inputs, "transformers")
     for name, package in made.packages.items():
         inputs = {"model": package.fingerprint}
-        score(recipe, examples, workspace, made, name, package.path / "package", inputs, recipe.compression[name].runtime)
+        score(
+            recipe, examples, workspace, made, name, package.path / "package", inputs, recipe.compression[name].runtime
+        )
     _write_scores(recipe, made, folder)
 
 
-def score(recipe, examples, workspace, made: Made, name: str, path: Path, inputs: dict[str, str], runtime: str, dtype=None) -> None:
+def score(
+    recipe, examples, workspace, made: Made, name: str, path: Path, inputs: dict[str, str], runtime: str, dtype=None
+) -> None:
     """One model's scores, against the teacher's when there is one."""
     teacher = made.scores.get("teacher")
     if teacher:
@@ -232,7 +245,13 @@ def _write_scores(recipe: Recipe, made: Made, folder: Path) -> None:
             path = recipe.teacher.model if name == "teacher" else str(made.models[name].path / "checkpoint")
         verified = {"verified": made.proofs[name]["verified"]} if name in made.proofs else {}
         models.append({"name": name, "kind": kind, "path": path, **facts, **verified})
-    scores = {"recipe": recipe.name, "run": folder.name, "seed": recipe.seed, "task": recipe.evaluation.kind, "models": models}
+    scores = {
+        "recipe": recipe.name,
+        "run": folder.name,
+        "seed": recipe.seed,
+        "task": recipe.evaluation.kind,
+        "models": models,
+    }
     write_whole(folder / "scores.json", json.dumps(scores, indent=1))
 
 
@@ -247,7 +266,9 @@ def _write_curves(made: Made, folder: Path) -> None:
 
 def _write_samples(recipe: Recipe, examples: Examples, made: Made, folder: Path) -> None:
     """Some evaluation prompts with everybody's answers; rows on which the models disagree come first."""
-    answers = {name: json.loads((a.path / "answers.json").read_text())["exact_match"] for name, a in made.scores.items()}
+    answers = {
+        name: json.loads((a.path / "answers.json").read_text())["exact_match"] for name, a in made.scores.items()
+    }
     rows = list(examples.evaluation["exact_match"])
     num_answered = min((len(said) for said in answers.values()), default=0)
     samples = []

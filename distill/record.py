@@ -12,7 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("distill", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "hydra-core", "triton", "gguf", "xllamacpp")
+PACKAGES = (
+    "distill",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "hydra-core",
+    "triton",
+    "gguf",
+    "xllamacpp",
+)
 
 
 class RunRecord:

@@ -48,7 +48,8 @@ class Header:
             if ours != theirs:
                 raise TargetMismatch(
                     f"{store} holds targets of {self.teacher} ({what} {ours}), but {student} has {what} {theirs}. "
-                    "Choose a student of the same family, student=scratch (it takes the teacher's tokenizer), or loss=text."
+                    "Choose a student of the same family, student=scratch (it takes the teacher's tokenizer), "
+                    "or loss=text."
                 )
 
 
@@ -99,7 +100,9 @@ class TeacherResponses:
             for position, number in enumerate(_open_batch(file).tensors["rows"]):
                 self._where[int(number)] = (file, position)
         if len(self._where) != self.header.num_rows:
-            raise StageFailed(f"{path} holds {len(self._where)} of {self.header.num_rows} rows; delete it and run again.")
+            raise StageFailed(
+                f"{path} holds {len(self._where)} of {self.header.num_rows} rows; delete it and run again."
+            )
 
     def __len__(self) -> int:
         return self.header.num_rows

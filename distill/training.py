@@ -43,5 +43,6 @@ class Training:
     def __post_init__(self) -> None:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size={self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal micro-batches"
+                f"batch_size={self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal "
+                "micro-batches"
             )

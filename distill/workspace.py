@@ -31,7 +31,9 @@ class Workspace:
         self.store = store
         self.terminal = console()
 
-    def produce(self, kind: str, name: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], make: Make) -> Artifact:
+    def produce(
+        self, kind: str, name: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], make: Make
+    ) -> Artifact:
         """The artifact of this fingerprint; `make(scratch)` is called only when it is not there.
 
         The scratch folder survives a crash under the same fingerprint, so `make` can go on from what it finds.
@@ -52,7 +54,9 @@ class Workspace:
             self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
             started = time.monotonic()
             measured = self._make(name, make, scratch)
-            write_whole(scratch / "settings.json", json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, indent=1))
+            write_whole(
+                scratch / "settings.json", json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, indent=1)
+            )
             artifact = seal(scratch, Artifact(kind, path, made_from, inputs))
             seconds = round(time.monotonic() - started, 2)
             self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
@@ -87,7 +91,9 @@ class Workspace:
             ) from error
 
     def _finished(self, name: str, artifact: Artifact, *, reused: bool, why: str, **measured: Any) -> None:
-        self.record.stage(name, fingerprint=artifact.fingerprint, reused=reused, why=why, made=artifact.path, **measured)
+        self.record.stage(
+            name, fingerprint=artifact.fingerprint, reused=reused, why=why, made=artifact.path, **measured
+        )
         time_taken = "" if reused else f" in {measured['seconds']:.0f} s"
         went_on = f", from step {measured['resumed_from_step']}" if measured.get("resumed_from_step") else ""
         self.say(name, f"{'reused' if reused else 'made'}{time_taken}{went_on} ({why})")

@@ -67,7 +67,13 @@ def test_wrong_files(run_cli, tmp_path, tiny_teacher, content, words):
 
 
 def test_a_teacher_of_another_tokenizer(run_cli, tmp_path, data, tiny_teacher, shared_data):
-    arguments = ["data=local", f"data.path={data}", f"teacher.model={tiny_teacher}", "baselines=[]", "compression=[bf16]"]
+    arguments = [
+        "data=local",
+        f"data.path={data}",
+        f"teacher.model={tiny_teacher}",
+        "baselines=[]",
+        "compression=[bf16]",
+    ]
     arguments += ["student=pretrained", f"student.model={shared_data / 'stories260k'}"]
     refused(run_cli, tmp_path, *arguments, words=["tokenizers", "tiny_teacher", "stories260k", "loss=text"])
 
@@ -91,7 +97,13 @@ def test_nf4_of_a_width_that_is_silently_wrong_on_a_cpu(run_cli, tmp_path, tiny_
 def test_labels_that_do_not_exist(run_cli, tmp_path, tiny_teacher):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n' * 12)
     arguments = ["data=local", "data.path=rows.jsonl", f"teacher.model={tiny_teacher}", "baselines=[]"]
-    refused(run_cli, tmp_path, *arguments, "teacher.responses=data", words=["12 training rows" if False else "training rows", "data.response_field"])
+    refused(
+        run_cli,
+        tmp_path,
+        *arguments,
+        "teacher.responses=data",
+        words=["12 training rows" if False else "training rows", "data.response_field"],
+    )
 
 
 def test_an_output_that_cannot_be_written(run_cli, tmp_path, tiny_teacher):
@@ -103,7 +115,10 @@ def test_no_space_left(tmp_path, tiny_teacher):
     """A real, small file system; mounting needs rights that not every machine gives."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode
+    ):
         pytest.skip("a small file system cannot be mounted here")
     try:
         ran = subprocess.run(
@@ -125,7 +140,15 @@ def test_prompts_longer_than_the_context_are_counted_and_said(run_cli, tmp_path,
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
     kept = [a for a in tiny_run_arguments if not a.startswith("data.")]
-    ran = run_cli(*kept, "data=local", "data.path=rows.jsonl", "data.eval_path=eval.jsonl", "until=train", "baselines=[]", "loss=forward_kl")
+    ran = run_cli(
+        *kept,
+        "data=local",
+        "data.path=rows.jsonl",
+        "data.eval_path=eval.jsonl",
+        "until=train",
+        "baselines=[]",
+        "loss=forward_kl",
+    )
     assert ran.returncode == 0, ran.stderr
     assert "2 rows were left out" in ran.stderr
     (run,) = (tmp_path / "outputs" / "quickstart").iterdir()

@@ -59,7 +59,9 @@ def stages(run):
 def numbers(run):
     """What must not depend on interruptions: everything in scores.json but speeds, paths and the folder's name."""
     scores = json.loads((run / "scores.json").read_text())
-    return {m["name"]: (m["kind"], m["bytes"], m["parameters"], m["scores"], m.get("verified")) for m in scores["models"]}
+    return {
+        m["name"]: (m["kind"], m["bytes"], m["parameters"], m["scores"], m.get("verified")) for m in scores["models"]
+    }
 
 
 def test_a_run_leaves_what_the_contract_says(finished):
@@ -128,7 +130,12 @@ def test_another_loss_asks_the_teacher_nothing_new(finished, arguments):
     _, said = start(finished, *arguments, "loss=jsd", "until=train").communicate(timeout=200)
     (new,) = set(run_folders(finished)) - set(before)
     reused = {stage["name"]: stage["reused"] for stage in stages(new)}
-    assert reused == {"teach": True, "train baseline_text": True, "train baseline_no_teacher": True, "train student": False}
+    assert reused == {
+        "teach": True,
+        "train baseline_text": True,
+        "train baseline_no_teacher": True,
+        "train student": False,
+    }
     assert "loss" in next(s["why"] for s in stages(new) if s["name"] == "train student"), said
     assert not (new / "scores.json").exists()
 

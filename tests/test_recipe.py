@@ -43,7 +43,10 @@ def test_yaml_repeats_no_default():
             chosen = yaml.safe_load((ROOT / "conf" / group / f"{kind}.yaml").read_text())
             chosen = chosen[kind] if group == "compression" else chosen
             defaults = {field.name: field.default for field in dataclasses.fields(option)}
-            assert not [name for name, value in chosen.items() if name != "kind" and defaults[name] == value], (group, kind)
+            assert not [name for name, value in chosen.items() if name != "kind" and defaults[name] == value], (
+                group,
+                kind,
+            )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_a_mistake_is_named_in_the_words_of_the_recipe(override, words):
 def test_options_that_exclude_each_other_are_named():
     with pytest.raises(RecipeError, match="loss=forward_kl compares the student with a teacher, but teacher=none"):
         composed("teacher=none", "baselines=[]")
-    with pytest.raises(RecipeError, match="teacher.model: no such key; this option has none"):
+    with pytest.raises(RecipeError, match=r"teacher\.model: no such key; this option has none"):
         composed("TEACHER", "teacher=none")
 
 

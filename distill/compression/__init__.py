@@ -11,6 +11,4 @@ from distill.compression.bnb_nf4_lora import BnbNf4Lora
 from distill.compression.gguf_q8_0 import GgufQ8_0
 from distill.compression.lora import LoraAdapter
 
-Compression = Annotated[
-    Bf16 | BnbInt8 | BnbNf4 | BnbNf4Lora | GgufQ8_0 | LoraAdapter, Field(discriminator="kind")
-]
+Compression = Annotated[Bf16 | BnbInt8 | BnbNf4 | BnbNf4Lora | GgufQ8_0 | LoraAdapter, Field(discriminator="kind")]

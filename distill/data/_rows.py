@@ -23,7 +23,9 @@ def read_rows(path: str, split: str) -> Iterator[Row]:
     if file.is_file():
         readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
         if file.suffix not in readers:
-            raise DataError(f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet.")
+            raise DataError(
+                f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet."
+            )
         rows = readers[file.suffix](file)
     elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{path}: no such file. data.path takes a .jsonl, .csv or .parquet file, or a hub id.")

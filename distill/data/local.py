@@ -73,8 +73,7 @@ class Local:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")
         if self.labelled_rows is not None:
             chosen = [
-                row if number < self.labelled_rows else Example(prompt=row.prompt)
-                for number, row in enumerate(chosen)
+                row if number < self.labelled_rows else Example(prompt=row.prompt) for number, row in enumerate(chosen)
             ]
         return Examples(
             train=chosen,
@@ -104,9 +103,7 @@ class Local:
                 "For lists of chat turns use data.messages_field."
             )
         has_answer = response is not None and str(response) != ""
-        return Example(
-            prompt=_text(row, self.prompt_field, where), response=str(response) if has_answer else None
-        )
+        return Example(prompt=_text(row, self.prompt_field, where), response=str(response) if has_answer else None)
 
 
 def parse_slice(rows: int | str | None) -> slice:

@@ -25,4 +25,6 @@ class ReverseKl:
 
     def __call__(self, student: "StudentOutput", targets: "TeacherTargets") -> "LossTerms":
         """Weighted sum over tokens, in nats."""
-        return divergence_terms("reverse_kl", student, targets, temperature=self.temperature, hard_weight=self.hard_weight)
+        return divergence_terms(
+            "reverse_kl", student, targets, temperature=self.temperature, hard_weight=self.hard_weight
+        )

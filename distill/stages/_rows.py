@@ -54,7 +54,8 @@ class TokenRows:
             said.append(f"{self.cut_responses} responses were cut at {max_length} tokens (training.max_length).")
         if self.left_out:
             said.append(
-                f"{self.left_out} rows were left out: their prompt alone reaches {max_length} tokens (training.max_length)."
+                f"{self.left_out} rows were left out: their prompt alone reaches {max_length} tokens "
+                "(training.max_length)."
             )
         return said
 

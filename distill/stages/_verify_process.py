@@ -59,7 +59,11 @@ def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[st
             greedy = model.generate(held_out.prompts, GREEDY_TOKENS)
         bit_equal = _bit_equal(package, held_out, logprobs_NV)
     except Exception as error:  # whatever the runtime raises, the user must hear which package it was
-        return {"verified": False, "runtime": runtime, "detail": f"does not load or run: {type(error).__name__}: {error}"}
+        return {
+            "verified": False,
+            "runtime": runtime,
+            "detail": f"does not load or run: {type(error).__name__}: {error}",
+        }
     return _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal)
 
 

@@ -51,7 +51,9 @@ def make_package(
     return measured
 
 
-def _heal(recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path) -> Mapping[str, Any]:
+def _heal(
+    recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path
+) -> Mapping[str, Any]:
     """Trains an adapter on the quantised package with the recipe's loss and targets; it is saved in `adapter/`."""
     import shutil
 

@@ -56,7 +56,11 @@ def score_model(
         scores: dict[str, float] = {}
         if evaluation.kind == "exact_match":
             for name, rows in row_sets.items():
-                right = [evaluation.correct(a, r.response) for a, r in zip(answers[name], rows, strict=True) if r.response is not None]
+                right = [
+                    evaluation.correct(a, r.response)
+                    for a, r in zip(answers[name], rows, strict=True)
+                    if r.response is not None
+                ]
                 if right:
                     scores[name] = sum(right) / len(right)
         main = row_sets["exact_match"]
@@ -100,7 +104,9 @@ def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> dict[str, li
     return answers
 
 
-def _likelihoods(model, tokenizer, evaluation, rows, folder: Path, teacher: Path | None, is_teacher: bool) -> dict[str, float]:
+def _likelihoods(
+    model, tokenizer, evaluation, rows, folder: Path, teacher: Path | None, is_teacher: bool
+) -> dict[str, float]:
     """bits_per_byte of the references, and divergence and agreement with the teacher at the same positions.
 
     Bits per byte are taken over all tokens of a response, its end included, and over the response's UTF-8 bytes.

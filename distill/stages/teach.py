@@ -53,8 +53,10 @@ def settings(teacher: Teacher, *, targets: bool, prompt_targets: bool, seed: int
 
 def copy_texts(examples: Sequence[Example], folder: Path) -> None:
     """The store without a teacher: the data's own answers, as text."""
-    answered = [Row(number, example.response or "", "data" if example.response is not None else "none")
-                for number, example in enumerate(examples)]
+    answered = [
+        Row(number, example.response or "", "data" if example.response is not None else "none")
+        for number, example in enumerate(examples)
+    ]
     for index, start in enumerate(range(0, len(answered), TEXT_BATCH)):
         write_batch(_batch_file(folder, index), answered[start : start + TEXT_BATCH])
     write_header(folder, _text_header(len(examples)))
@@ -202,7 +204,9 @@ def _hidden_at(model: "Transformers", ids: list[np.ndarray], wanted: list[range]
     import torch
 
     lengths = torch.tensor([len(row) for row in ids], device=model.device)
-    input_ids_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(np.array(row)).long() for row in ids], batch_first=True)
+    input_ids_BT = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.array(row)).long() for row in ids], batch_first=True
+    )
     input_ids_BT = input_ids_BT.to(model.device)
     mask_BT = (torch.arange(input_ids_BT.shape[1], device=model.device)[None] < lengths[:, None]).long()
     hidden_BTD = hidden_states(model.model, input_ids_BT, mask_BT)

@@ -40,7 +40,9 @@ def settings(recipe: Recipe, name: str) -> dict[str, Any]:
     }
 
 
-def train_student(recipe: Recipe, name: str, examples: Sequence[Example], responses: TeacherResponses, folder: Path) -> Mapping[str, Any]:
+def train_student(
+    recipe: Recipe, name: str, examples: Sequence[Example], responses: TeacherResponses, folder: Path
+) -> Mapping[str, Any]:
     """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`."""
     from distill.stages._batches import plan_batches, plan_tokens
     from distill.stages._rows import token_rows
@@ -172,4 +174,6 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe
     tokenizer.save_pretrained(folder)
     source = Path(getattr(recipe.student, "model", getattr(recipe.teacher, "model", "")))
     if (source / "tokenizer.model").is_file():
-        shutil.copy2(source / "tokenizer.model", folder)  # transformers 5 no longer writes it, llama.cpp needs its scores
+        shutil.copy2(
+            source / "tokenizer.model", folder
+        )  # transformers 5 no longer writes it, llama.cpp needs its scores

@@ -44,7 +44,10 @@ def verify_packages(
     request = {
         "runtime": runtime,
         "student": str(student),
-        "packages": {name: {"path": str(path), "max_kl_nats": c.max_kl_nats, "kind": c.kind} for name, (path, c) in packages.items()},
+        "packages": {
+            name: {"path": str(path), "max_kl_nats": c.max_kl_nats, "kind": c.kind}
+            for name, (path, c) in packages.items()
+        },
         "prompts": [example.prompt for example in examples[:ROWS]],
         "prompt_texts": [prompt_text(example) for example in examples[:ROWS]],
         "responses": [example.response for example in examples[:ROWS]],
@@ -61,5 +64,8 @@ def verify_packages(
     (folder / "process.log").write_text(ran.stdout + ran.stderr)
     if ran.returncode or not answered.exists():
         last = (ran.stderr.strip() or ran.stdout.strip() or "no output").splitlines()[-1]
-        raise StageFailed(f"verify ({runtime}): the fresh process ended with {ran.returncode}: {last}\nAll of it: {folder / 'process.log'}")
+        raise StageFailed(
+            f"verify ({runtime}): the fresh process ended with {ran.returncode}: {last}\n"
+            f"All of it: {folder / 'process.log'}"
+        )
     return json.loads(answered.read_text())

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from distill.checkpoint import checkpoint_folder
 from distill.errors import RecipeError
 from distill.option import STRICT
-from distill.checkpoint import checkpoint_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,9 @@ def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:
     decoder = model.base_model
     name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
     if name is None:
-        raise RecipeError(f"student.layers: {type(model).__name__} keeps its layers where we do not look; leave it out.")
+        raise RecipeError(
+            f"student.layers: {type(model).__name__} keeps its layers where we do not look; leave it out."
+        )
     blocks = getattr(decoder, name)
     wrong = [index for index in layers if not 0 <= index < len(blocks)]
     if wrong:

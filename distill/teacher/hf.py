@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from distill.option import STRICT
 from distill.checkpoint import checkpoint_folder
+from distill.option import STRICT
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

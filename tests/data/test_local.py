@@ -109,7 +109,11 @@ def test_missing_files_and_empty_slices_are_named(files):
 
 
 def test_banking77_splits_as_the_recipes_do(shared_data):
-    options = {"prompt_field": "text", "response_field": "category", "eval_path": str(shared_data / "banking77/test.csv")}
+    options = {
+        "prompt_field": "text",
+        "response_field": "category",
+        "eval_path": str(shared_data / "banking77/test.csv"),
+    }
     train = str(shared_data / "banking77/train.csv")
     teacher, student = (Local(kind="local", path=train, rows=rows, **options).load() for rows in (":5000", "5000:"))
     assert (len(teacher.train), len(student.train), len(student.evaluation["exact_match"])) == (5000, 5003, 3080)

@@ -66,10 +66,19 @@ def rows_of(store):
 
 def trained(store, folder, *, model=None, loss=None, steps=4, live=None, **options):
     model = model or small_llama()
-    options = {"batch_size": 8, "learning_rate": 1e-2, "bf16": False, "prompt_weight": 0.3, "logging_steps": 1, **options}
+    options = {
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "bf16": False,
+        "prompt_weight": 0.3,
+        "logging_steps": 1,
+        **options,
+    }
     training = Training(**options)
     rows = rows_of(store)
-    plan = plan_batches([len(r.input_ids_T) for r in rows], batch_size=training.batch_size, seed=0, epochs=1, max_steps=steps)
+    plan = plan_batches(
+        [len(r.input_ids_T) for r in rows], batch_size=training.batch_size, seed=0, epochs=1, max_steps=steps
+    )
     curve = train(
         model,
         rows,
@@ -149,7 +158,9 @@ def test_targets_of_response_positions_alone_stay_in_place(store, tmp_path):
     """A store without prompt targets holds the last S positions; they must not slide to the front."""
     full = store[3]
     kept = len(full.input_ids_T) - full.prompt_length
-    part = Row(0, "t", "teacher", full.input_ids_T, full.prompt_length, full.token_ids_SK[-kept:], full.logprobs_SK[-kept:])
+    part = Row(
+        0, "t", "teacher", full.input_ids_T, full.prompt_length, full.token_ids_SK[-kept:], full.logprobs_SK[-kept:]
+    )
     folder = tmp_path / "part"
     folder.mkdir()
     write_batch(folder / "batch-00000.safetensors", [part])
