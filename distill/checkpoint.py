@@ -1,5 +1,6 @@
 """Names of checkpoints as recipes write them: a folder, a hub id, or `bundled:NAME`."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
     if not file.is_file():
         raise RecipeError(f"{asked_by}={name}: the folder has no config.json, so it is no checkpoint.")
     return json.loads(file.read_text())
+
+
+@functools.cache
+def local_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint on this disk; one on the hub is downloaded once, at its revision.
+
+    Only what a model without code of its own consists of: no Python, no pickle.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 
 
 def weight_bytes(folder: Path) -> int:

@@ -32,6 +32,7 @@ def check(recipe: Recipe) -> Examples:
     if recipe.teacher.kind == "hf":
         teacher = read_config(recipe.teacher.model, recipe.teacher.revision, "teacher.model")
     student = _student_config(recipe, teacher)
+    _lengths_fit(recipe, student)
     examples = load(recipe.data)
     _answers_suffice(recipe, examples)
     # last, because these two load torch and transformers
@@ -52,16 +53,39 @@ def load(data: Data) -> Examples:
 def _student_config(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, Any]:
     if recipe.student.kind == "pretrained":
         return read_config(recipe.student.model, recipe.student.revision, "student.model")
-    return recipe.student.config(vocab_size=teacher["vocab_size"] if teacher else recipe.student.vocab_size)
+    # some architectures keep the text model's shape one level down
+    shape = teacher.get("text_config", teacher) if teacher else {}
+    return recipe.student.config(vocab_size=shape.get("vocab_size", recipe.student.vocab_size))
+
+
+def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
+    """What config.json says of layers and positions, against what the recipe asks of them."""
+    positions = student.get("max_position_embeddings") or student.get("n_positions")
+    if positions and recipe.training.max_length > positions:
+        raise RecipeError(
+            f"training.max_length={recipe.training.max_length}, but the student has {positions} positions. "
+            "Lower it, or raise student.max_position_embeddings of a student from scratch."
+        )
+    if positions and recipe.evaluation.max_new_tokens >= positions:
+        raise RecipeError(
+            f"evaluation.max_new_tokens={recipe.evaluation.max_new_tokens} leaves no room for a prompt in the "
+            f"student's {positions} positions."
+        )
+    layers, has = getattr(recipe.student, "layers", None), student.get("num_hidden_layers") or student.get("n_layer")
+    wrong = [layer for layer in layers or () if has and not 0 <= layer < has]
+    if wrong:
+        raise RecipeError(f"student.layers={layers}: {recipe.student.model} has layers 0 to {has - 1}, not {wrong}.")
 
 
 def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
+    # a student from scratch takes the teacher's tokenizer; one that we train ourselves is known to be right
+    source = recipe.student if recipe.student.kind == "pretrained" else recipe.teacher
     for name, compression in recipe.compression.items():
         why = compression.refuse(student)
-        if not why and recipe.student.kind == "pretrained" and Path(recipe.student.model).is_dir():
-            why = compression.refuse_tokenizer(Path(recipe.student.model))
+        if not why and source.kind != "none" and Path(source.model).is_dir():
+            why = compression.refuse_tokenizer(Path(source.model))
         if why:
             raise RecipeError(f"compression={name} cannot be made of this student: {why}")
 
@@ -78,8 +102,8 @@ def _tokenizers_fit(recipe: Recipe) -> None:
             raise RecipeError(
                 f"The {what} of teacher and student differ: {recipe.teacher.model} ({of(sides[0])}) and "
                 f"{recipe.student.model} ({of(sides[1])}).\nloss={recipe.loss.kind} compares distributions over the "
-                "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's tokenizer), "
-                "or loss=text, which needs the answers' text alone."
+                "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's "
+                "tokenizer), or loss=text, which needs the answers' text alone."
             )
 
 
@@ -94,27 +118,24 @@ def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
             f"None of the {len(examples.train)} training rows has an answer of its own, and {what} learns from them. "
             "Name the field with data.response_field, or let the teacher answer with teacher.responses=generate."
         )
-    if recipe.evaluation.kind == "exact_match":
-        references = sum(example.response is not None for example in examples.evaluation["exact_match"])
-        if not references:
-            raise DataError(
-                "No evaluation row has an answer to compare with (data.response_field in data.eval_path); "
-                "evaluation=exact_match needs them."
-            )
+    if not any(example.response for example in examples.evaluation["exact_match"]):
+        raise DataError(
+            "No evaluation row has an answer to compare with (data.response_field in data.eval_path); "
+            f"evaluation={recipe.evaluation.kind} needs them."
+        )
 
 
 def _can_be_written(store: Path) -> None:
-    """The store, and the folder that runs go into, exist or can be made, and have room."""
-    for folder in (store, Path("outputs").resolve()):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise RecipeError(
-                f"{folder} cannot be written ({there} {'is not writable' if there.is_dir() else 'is a file'}). "
-                "Run from a folder of your own, or set hydra.run.dir and DISTILL_STORE."
-            )
-        free = shutil.disk_usage(there).free
-        if free < LEAST_FREE_BYTES:
-            raise RecipeError(
-                f"{there} has {free / 1e6:.0f} MB of free space; a run needs {LEAST_FREE_BYTES / 1e6:.0f} MB at least. "
-                "Free some, or set DISTILL_STORE to a folder on another disk."
-            )
+    """The store exists or can be made, and has room. The run folder is Hydra's to make, and to refuse."""
+    there = next(path for path in (store, *store.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RecipeError(
+            f"{store} cannot be written ({there} {'is not writable' if there.is_dir() else 'is a file'}). "
+            "Run from a folder of your own, or set DISTILL_STORE and hydra.run.dir."
+        )
+    free = shutil.disk_usage(there).free
+    if free < LEAST_FREE_BYTES:
+        raise RecipeError(
+            f"{there} has {free / 1e6:.0f} MB of free space; a run needs {LEAST_FREE_BYTES / 1e6:.0f} MB at least. "
+            "Free some, or set DISTILL_STORE to a folder on another disk."
+        )

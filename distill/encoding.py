@@ -33,7 +33,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> "PreTrained
     """The tokenizer of a checkpoint; it always has an end-of-sequence and a padding token."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise RecipeError(f"{name}: its tokenizer has no end-of-sequence token, so no answer would ever end.")
     if tokenizer.pad_token_id is None:
@@ -100,8 +100,8 @@ def prompt_text(example: Example) -> str:
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash of what decides token ids: vocabulary, merges, normaliser, pre-tokenizer, added tokens."""
-    return _hash(json.loads(tokenizer.backend_tokenizer.to_str()))
+    """Hash of what decides token ids: vocabulary, merges, normaliser, pre-tokenizer, added tokens, end of sequence."""
+    return _hash({**json.loads(tokenizer.backend_tokenizer.to_str()), "eos_token": tokenizer.eos_token})
 
 
 def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -111,5 +111,5 @@ def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def _hash(parts: dict[str, Any]) -> str:
     # padding and truncation are in there too, but they follow from use, not from the vocabulary
-    kept = {name: parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    kept = {name: parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens", "eos_token")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:20]

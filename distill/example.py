@@ -1,7 +1,10 @@
 """Example: one prompt with, where it has one, its answer. What every `data` option turns its source into."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,25 @@ class Examples:
     `train` rows keep their order (a row's number is its identity in stores and logs).
     `evaluation` maps the name of a metric's row set to its rows: "exact_match" is the main one; further names
     (such as "exact_match_new_templates") are scored beside it.
-    `fingerprint` is a hash of everything that decides the rows: file contents, fields, slices, seeds.
     """
 
     train: Sequence[Example]
     evaluation: Mapping[str, Sequence[Example]]
-    fingerprint: str
     notes: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the training rows themselves: whatever file, slice or seed they came from."""
+        return _hash(self.train)
+
+    @cached_property
+    def evaluation_fingerprint(self) -> str:
+        """The same of the evaluation rows, which change no training."""
+        return hashlib.sha256("".join(n + _hash(rows) for n, rows in self.evaluation.items()).encode()).hexdigest()[:20]
+
+
+def _hash(rows: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.prompt, row.response]).encode())
+    return digest.hexdigest()[:20]

@@ -80,8 +80,20 @@ class Recipe:
         for name, compression in self.compression.items():
             if name != compression.kind:
                 raise ValueError(f"compression.{name} holds kind {compression.kind!r}; they must be the same")
-        if "lora" in self.compression and self.adapter.kind == "none":
-            raise ValueError("compression=lora keeps the adapter alone, but adapter=none trains none; use adapter=lora")
+        if "lora" in self.compression and not (self.adapter.kind == "lora" and _whole_checkpoint(self.student)):
+            raise ValueError(
+                "compression=lora keeps the adapter alone, to be put on the checkpoint that the student was; it needs "
+                "adapter=lora, student=pretrained and all of its layers"
+            )
+        if self.adapter.kind == "qlora" and self.student.kind != "pretrained":
+            raise ValueError("adapter=qlora freezes the student's weights; a student from scratch has none worth that")
+        if has_teacher and not self.teacher.live and self.loss.kind != "text" and self.loss.temperature != 1.0:
+            raise ValueError(
+                f"loss.temperature={self.loss.temperature}: stored targets keep their tail at temperature 1, and a "
+                "tail cannot be re-tempered. Use 1, or keep the teacher in memory with teacher.live=true"
+            )
+        if has_teacher and self.teacher.responses == "generate" and getattr(self.data, "text_field", None):
+            raise ValueError("data.text_field has no prompts to answer; use teacher.responses=data")
 
 
 def parse(config: Mapping[str, Any]) -> Recipe:
@@ -109,6 +121,10 @@ def options_of(group: str) -> dict[str, type]:
 def fields_of(group: str, kind: str) -> set[str]:
     """Names of the keys that an option has."""
     return {field.name for field in dataclasses.fields(options_of(group)[kind])}
+
+
+def _whole_checkpoint(student: Any) -> bool:
+    return student.kind == "pretrained" and student.layers is None
 
 
 def _has_own_answers(data: Any) -> bool:

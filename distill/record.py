@@ -1,6 +1,7 @@
 """RunRecord: what ran, on what, with which result. `record.jsonl` for programs, `logbook.md` for people."""
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -11,6 +12,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from distill.run_folder import hide_secrets_in_command
 
 PACKAGES = (
     "distill",
@@ -37,7 +40,7 @@ class RunRecord:
                 "recipe": recipe,
                 "run": run.name,
                 "seed": seed,
-                "command": "python -m distill " + shlex.join(sys.argv[1:]),
+                "command": hide_secrets_in_command("python -m distill " + shlex.join(sys.argv[1:])),
                 "versions": _versions(),
                 "git": _git(),
                 "hardware": hardware(),
@@ -71,9 +74,19 @@ def hardware() -> dict[str, Any]:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    torch = sys.modules.get("torch")
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpu": gpu}
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": model, "cores": cores, "memory_gib": round(memory, 1), "gpu": gpu_name()}
+
+
+@functools.cache
+def gpu_name() -> str | None:
+    """Name of the first NVIDIA GPU, asked of its driver, or None."""
+    ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return names[0].strip() if names else None
 
 
 def peak_bytes() -> int:

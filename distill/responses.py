@@ -6,6 +6,7 @@ makes the very same ones. Rows are found by number through `rows`, in any order,
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -57,6 +58,7 @@ class Header:
 class Row:
     """One prompt with its response. Arrays are views into the file.
 
+    `source` is "data" or "teacher", "teacher, cut" for an answer that was cut, else why there is no response.
     `input_ids_T` int32 with the prompt first and the end-of-sequence token last, or None in a text store.
     `token_ids_SK` int32 and `logprobs_SK` float32: the likeliest next tokens at the last S of the T - 1 positions
     that have a next token, natural logarithms at temperature 1; the rest of the mass is the tail.
@@ -106,6 +108,11 @@ class TeacherResponses:
 
     def __len__(self) -> int:
         return self.header.num_rows
+
+    def sources(self) -> Counter[str]:
+        """How many rows have their text from where: the teacher, the data, or nowhere, and why."""
+        files = {file for file, _ in self._where.values()}
+        return Counter(source for file in files for _, source in _open_batch(file).texts)
 
     def __getitem__(self, number: int) -> Row:
         if not 0 <= number < len(self):

@@ -103,6 +103,8 @@ class Workspace:
         wanted = _flat({"settings": dict(settings), "inputs": dict(inputs)})
         nearest: list[str] | None = None
         for file in (self.store / kind).glob("*/settings.json"):
+            if file.parent.suffix == ".scratch":
+                continue  # another run's, which may be sealed and gone before it is read
             there = _flat(json.loads(file.read_text()))
             differing = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
             if nearest is None or len(differing) < len(nearest):
@@ -120,13 +122,20 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def copy_linked(source: Path, target: Path) -> None:
-    """A copy of a folder by hard links, by bytes where the file system has none; no link leaves the copy."""
+    """A copy of a folder in place of `target`: weights by hard links where the file system has them, the rest by bytes.
 
-    def link(from_file: str, to_file: str) -> str:
-        try:
-            os.link(from_file, to_file)
-        except OSError:
-            shutil.copy2(from_file, to_file)
-        return to_file
+    Weights are replaced, never edited; everything else a user may edit in the copy without reaching the store.
+    """
 
-    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+    def copy(from_file: str, to_file: str) -> str:
+        if from_file.endswith((".safetensors", ".gguf")):
+            try:
+                os.link(from_file, to_file)
+                return to_file
+            except OSError:
+                pass
+        return shutil.copy2(from_file, to_file)
+
+    # first: writing into a file that is linked already would change the sealed one
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=copy)

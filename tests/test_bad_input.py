@@ -102,7 +102,7 @@ def test_labels_that_do_not_exist(run_cli, tmp_path, tiny_teacher):
         tmp_path,
         *arguments,
         "teacher.responses=data",
-        words=["12 training rows" if False else "training rows", "data.response_field"],
+        words=["training rows", "data.response_field"],
     )
 
 

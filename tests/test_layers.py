@@ -14,7 +14,7 @@ LAYERS = [
     ["responses", "record", "progress", "family", "runtime", "encoding", "run_folder", "workspace"],
     ["data", "teacher", "student", "loss", "adapter", "compression", "evaluation", "tracking", "training"],
     ["recipe"],
-    ["checks", "stages"],
+    ["checks", "stages", "results"],
     ["pipeline"],
     ["_hydra_source", "_hydra_errors", "_hydra", "_own_recipe", "__main__"],
 ]

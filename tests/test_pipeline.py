@@ -179,18 +179,23 @@ def test_a_package_that_says_something_else_fails_the_run(finished, arguments):
     assert "bnb_nf4" in said and "1e-12 is allowed" in said and "Traceback" not in said
     (new,) = set(run_folders(finished)) - set(before)
     failed = {p["package"]: p["verified"] for p in json.loads((new / "verification.json").read_text())}
-    assert failed["bnb_nf4"] is False
+    assert failed["bnb_nf4"] is False and failed["gguf_q8_0"] is True
+    assert (new / "report.html").exists()
+    assert {m["name"]: m.get("verified") for m in json.loads((new / "scores.json").read_text())["models"]}[
+        "bnb_nf4"
+    ] is False
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_adapters_train_and_their_packages_load(adapter, tiny_teacher, tiny_run_arguments, tmp_path):
     overrides = ["student=pretrained", f"student.model={tiny_teacher}", f"adapter={adapter}"]
-    overrides += ["compression=[bf16,lora]", "compression.bf16.max_kl_nats=5", "compression.lora.max_kl_nats=5"]
+    packages = ["bf16", "lora"] if adapter == "lora" else ["bf16"]
+    overrides += [f"compression=[{','.join(packages)}]", *(f"compression.{p}.max_kl_nats=5" for p in packages)]
     overrides += ["baselines=[]", "teacher.live=true", "loss=reverse_kl"]
     kept = [a for a in tiny_run_arguments if not a.startswith("student.")]
     process = start(tmp_path, *kept, *overrides)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     scores = numbers(run_folders(tmp_path)[0])
-    assert scores["lora"][-1] and scores["bf16"][-1]
+    assert all(scores[name][-1] for name in packages)
     assert scores["student"][3]["kl_to_teacher_nats"] < 0.2, "the student started as its teacher"

@@ -67,6 +67,8 @@ def test_yaml_repeats_no_default():
         ("seed=-1", ["seed=-1"]),
         ("compression.bf16.max_kl=1", ["compression.bf16.max_kl", "max_kl_nats"]),
         ("+compression=[lora]", ["lora"]),
+        ("loss.temperature=2", ["loss.temperature=2", "teacher.live=true"]),
+        ("student.num_attention_heads=3", ["hidden_size=128", "3"]),
     ],
 )
 def test_a_mistake_is_named_in_the_words_of_the_recipe(override, words):

@@ -31,11 +31,19 @@ def read_rows(path: str, split: str) -> Iterator[Row]:
         raise DataError(f"{path}: no such file. data.path takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:
         rows = _hub(path, split)
-    empty = True
-    for row in rows:
-        empty = False
-        yield row
-    if empty:
+    count = 0
+    try:
+        for row in rows:
+            count += 1
+            yield row
+    except (UnicodeDecodeError, csv.Error, ValueError, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} cannot be read after {count} rows ({type(error).__name__}: {str(error)[:200]}). "
+            "Text must be UTF-8, and .parquet a whole parquet file."
+        ) from None
+    if not count:
         raise DataError(f"{path} holds no rows.")
 
 

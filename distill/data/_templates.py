@@ -7,7 +7,7 @@ one is the answer. Whoever writes a problem draws again until every number lies 
 Words in braces that are no number are drawn from the lists below: {name} and {other} are different people, {thing}
 and {things} one object in singular and plural, {extra} another object in plural, {box} and {boxes} what holds objects.
 
-Changing anything here changes the problems: raise GENERATOR_VERSION in word_problems.py with it.
+Changing anything here changes the problems, and with them the bundled teacher and every figure in the README.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """`data=local`: rows of a .jsonl, .csv or .parquet file, or of a data set on the hub."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from distill.artifact import fingerprint, hash_file
 from distill.data._rows import read_rows
 from distill.errors import DataError
 from distill.example import Example, Examples
@@ -78,14 +78,6 @@ class Local:
         return Examples(
             train=chosen,
             evaluation={"exact_match": evaluation[: self.evaluation_rows]},
-            fingerprint=fingerprint(
-                settings={
-                    "fields": [self.prompt_field, self.response_field, self.messages_field, self.text_field],
-                    "cut": [self.rows, self.labelled_rows, self.evaluation_rows, self.shuffle_seed],
-                    "splits": [self.split, self.eval_split],
-                },
-                inputs={"train": _identity(self.path), "evaluation": _identity(self.eval_path or "held out")},
-            ),
         )
 
     def _examples(self, path: str, split: str) -> list[Example]:
@@ -131,19 +123,21 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
 
 def _from_messages(row: dict[str, Any], field: str, where: str) -> Example:
     turns = row.get(field)
-    if isinstance(turns, str):
-        turns = json.loads(turns)
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in turns):
+    if isinstance(turns, str):  # as csv keeps them
+        with contextlib.suppress(json.JSONDecodeError):
+            turns = json.loads(turns)
+    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
         fields = ", ".join(map(str, row))
         raise DataError(
-            f"{where}: field {field!r} must hold a list of turns with role and content. Fields there: {fields}."
+            f"{where}: field {field!r} must hold a list of turns with role and content, both text. "
+            f"Fields there: {fields}."
         )
-    turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns]
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         return Example(prompt=tuple(turns))
     return Example(prompt=tuple(turns[: answers[-1]]), response=turns[answers[-1]]["content"])
 
 
-def _identity(path: str) -> str:
-    return hash_file(Path(path)) if Path(path).is_file() else path
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

@@ -15,7 +15,6 @@ occur in training, whatever the seed, the number of rows or the recipe.
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
 from random import Random
@@ -24,14 +23,10 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from distill.artifact import fingerprint
 from distill.data._templates import BOXES, DISTRACTORS, LARGEST_NUMBER, NAMES, NEW, THINGS, TRAINED, Template
 from distill.errors import DataError
 from distill.example import Example, Examples
 from distill.option import STRICT
-
-GENERATOR_VERSION = 1
-"""Part of every fingerprint. Raise it with any change that makes the same settings give other problems."""
 
 EVALUATION_SHARE = 10
 """One text in so many belongs to evaluation."""
@@ -79,7 +74,6 @@ class WordProblems:
                 for metric, problems in evaluation.items()
                 if problems
             },
-            fingerprint=fingerprint(settings=asdict(self), inputs={"generator": str(GENERATOR_VERSION)}),
         )
 
 

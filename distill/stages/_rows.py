@@ -82,9 +82,8 @@ def token_rows(
             row = Row(number, example.response, "data")
         else:
             row = responses[number]
-        if row.source not in {"data", "teacher"}:
-            made.left_out += row.source == "too long"
-            continue
+        if row.source not in {"data", "teacher", "teacher, cut"}:
+            continue  # teach said why, and how many
         if row.input_ids_T is not None and same_tokenizer:
             store = responses if row.token_ids_SK is not None else None
             made.add(number, row.input_ids_T, row.prompt_length, max_length, store)
@@ -100,11 +99,13 @@ def token_rows(
     return made
 
 
-def collate(rows: Sequence[TokenRow], *, pad_id: int, prompt_weight: float, targets: bool) -> dict[str, "Tensor"]:
+def collate(
+    rows: Sequence[TokenRow], *, pad_id: int, prompt_weight: float, target_vocab: int | None
+) -> dict[str, "Tensor"]:
     """One right-padded batch: position t of `labels` and `weights` speaks of token t + 1.
 
-    input_ids, attention_mask, labels int64 and weights float32 `[B, T]`; with `targets` also
-    token_ids int32 and logprobs float32 `[B, T, K]`, where -1 and 0 pad.
+    input_ids, attention_mask, labels int64 and weights float32 `[B, T]`; with `target_vocab`, the size of the
+    student's vocabulary, also token_ids int32 and logprobs float32 `[B, T, K]`, where -1 and 0 pad.
     """
     import torch
 
@@ -129,12 +130,12 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, prompt_weight: float, targ
         "weights": weights,
         "rows": np.array([row.number for row in rows], dtype=np.int64),
     }
-    if targets:
-        batch = {**batch, **_collate_targets(rows, T)}
+    if target_vocab is not None:
+        batch = {**batch, **_collate_targets(rows, T, target_vocab)}
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def _collate_targets(rows: Sequence[TokenRow], T: int) -> dict[str, np.ndarray]:
+def _collate_targets(rows: Sequence[TokenRow], T: int, vocab_size: int) -> dict[str, np.ndarray]:
     stored = [row.store[row.number] for row in rows]
     K = stored[0].token_ids_SK.shape[1]
     token_ids = np.full((len(rows), T, K), -1, dtype=np.int32)
@@ -145,4 +146,6 @@ def _collate_targets(rows: Sequence[TokenRow], T: int) -> dict[str, np.ndarray]:
         kept = max(0, len(row.input_ids_T) - 1 - first)
         token_ids[b, first : first + kept] = said.token_ids_SK[:kept]
         logprobs[b, first : first + kept] = said.logprobs_SK[:kept]
+    # padding tokens of a teacher whose vocabulary is padded further than the student's: their mass goes to the tail
+    token_ids[token_ids >= vocab_size] = -1
     return {"token_ids": token_ids, "logprobs": logprobs}

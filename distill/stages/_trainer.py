@@ -65,11 +65,12 @@ def train(
         # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
         model.set_attn_implementation("eager")
     stored_targets = rows[0].store is not None and loss.kind != "text" and live_teacher is None
+    vocab_size = output_head(model).weight_VD.shape[0] if stored_targets else None
     trainer = _DistillTrainer(
         model=model,
         args=_arguments(training, plan.steps, seed, folder),
         train_dataset=_Rows(rows),
-        data_collator=partial(collate, pad_id=pad_id, prompt_weight=training.prompt_weight, targets=stored_targets),
+        data_collator=partial(collate, pad_id=pad_id, prompt_weight=training.prompt_weight, target_vocab=vocab_size),
         plan=plan,
         distill_loss=loss,
         live_teacher=live_teacher,
@@ -147,7 +148,9 @@ class _DistillTrainer(Trainer):
                 scale=head.scale,
                 softcap=head.softcap,
             )
-            terms = self.distill_loss(student, self._targets(inputs))
+            with torch.autocast(inputs["input_ids"].device.type, enabled=False):
+                targets = self._targets(inputs)  # in the teacher's own dtype, as stored targets are made
+            terms = self.distill_loss(student, targets)
         # the gradients of all processes are averaged, the count is global
         loss = terms.total / num_items_in_batch * self.accelerator.num_processes
         if not torch.isfinite(loss):
@@ -184,6 +187,14 @@ class _DistillTrainer(Trainer):
         )
 
     def _save_checkpoint(self, model, trial):
+        # a finite loss can have a gradient that is not: its weights must never be what a run goes on from
+        if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+            last = _last_checkpoint(Path(self.args.output_dir))
+            raise StageFailed(
+                f"Weights are no longer finite after step {self.state.global_step} of {self.plan.steps}.\n"
+                f"Last good checkpoint: {last or 'none yet'}\n"
+                "Lower training.learning_rate; the same command goes on from the checkpoint."
+            )
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
@@ -223,7 +234,7 @@ class _Progress(TrainerCallback):
 
 
 def _arguments(training: Training, steps: int, seed: int, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=training.batch_size // training.gradient_accumulation_steps,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -253,6 +264,9 @@ def _arguments(training: Training, steps: int, seed: int, folder: Path) -> Train
         log_level="error",
         **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else Trainer wraps the model in DataParallel and multiplies the batch
+    return arguments
 
 
 def _every(steps_or_share: float, steps: int) -> int:

@@ -53,7 +53,8 @@ class _HeldOut:
 def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[str, Any]:
     """One package's proof; a package that does not load is a failed proof, not a crash."""
     try:
-        with _open(Path(package["path"]), runtime) as model:
+        longest = max(map(len, (*held_out.rows, *held_out.prompts))) + GREEDY_TOKENS
+        with _open(Path(package["path"]), runtime, longest) as model:
             token_ids_equal = model.tokenize(held_out.texts) == held_out.token_ids
             logprobs_NV = model.logprobs(held_out.rows, held_out.positions)
             greedy = model.generate(held_out.prompts, GREEDY_TOKENS)
@@ -103,11 +104,11 @@ def _bit_equal(package: dict[str, Any], held_out: "_HeldOut", logprobs_NV: np.nd
         return bool(np.array_equal(again.logprobs(held_out.rows, held_out.positions), logprobs_NV))
 
 
-def _open(path: Path, runtime: str):
+def _open(path: Path, runtime: str, context: int):
     if runtime == "llama.cpp":
         from distill.runtime.llama_cpp import LlamaCpp
 
-        return LlamaCpp(path)
+        return LlamaCpp(path, context=context)
     return Transformers(path)
 
 

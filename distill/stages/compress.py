@@ -1,10 +1,13 @@
 """compress: student (+ responses) → one package for each compression."""
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.artifact import write_whole
 from distill.compression import Compression
 from distill.example import Example
 from distill.recipe import Recipe
@@ -55,21 +58,23 @@ def _heal(
     recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path
 ) -> Mapping[str, Any]:
     """Trains an adapter on the quantised package with the recipe's loss and targets; it is saved in `adapter/`."""
-    import shutil
-
-    from distill.encoding import load_tokenizer, tokenizer_hash
+    from distill.encoding import load_tokenizer
     from distill.stages._batches import plan_batches
     from distill.stages._rows import token_rows
+    from distill.stages._threads import same_threads
     from distill.stages._trainer import train, write_curve
-    from distill.stages.train import _live_teacher, _same_threads
+    from distill.stages.train import live_teacher, speaks_like
 
-    _same_threads(folder)
+    if (folder / "curve.jsonl").exists():  # killed between the last file and the seal
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
+        return {}
+    for half_written in (folder / "package").glob("adapter_*"):
+        half_written.unlink()  # the base would be loaded with it
     tokenizer = load_tokenizer(student)
     training = replace(
         recipe.training,
         learning_rate=compression.learning_rate,
         max_steps=compression.max_steps,
-        gradient_accumulation_steps=recipe.training.gradient_accumulation_steps,
         warmup_steps=compression.max_steps // 10,
         weight_decay=0.0,
         dropout=0.0,
@@ -79,7 +84,7 @@ def _heal(
         responses,
         tokenizer,
         max_length=training.max_length,
-        same_tokenizer=responses.header.tokenizer_hash == tokenizer_hash(tokenizer),
+        same_tokenizer=speaks_like(responses, tokenizer),
     )
     lengths = [len(row.input_ids_T) for row in made.rows]
     plan = plan_batches(
@@ -87,23 +92,22 @@ def _heal(
     )
     model = _with_adapter(compression, student, folder / "package", recipe.seed)
     live = recipe.teacher.kind == "hf" and recipe.teacher.live and recipe.loss.kind != "text"
-    trained = train(
-        model,
-        made.rows,
-        recipe.loss,
-        training,
-        plan,
-        seed=recipe.seed,
-        pad_id=tokenizer.pad_token_id,
-        folder=folder / "trainer",
-        label="heal",
-        live_teacher=_live_teacher(recipe) if live else None,
-    )
-    # at the root, beside config.json: there plain `from_pretrained(package)` loads base and adapter; from a folder
-    # of its own it would silently give the model before healing
-    model.save_pretrained(folder / "package", save_embedding_layers=False)
-    shutil.rmtree(folder / "trainer")
+    with same_threads(folder):
+        trained = train(
+            model,
+            made.rows,
+            recipe.loss,
+            training,
+            plan,
+            seed=recipe.seed,
+            pad_id=tokenizer.pad_token_id,
+            folder=folder / "trainer",
+            label="heal",
+            live_teacher=live_teacher(recipe) if live else None,
+        )
+    _save_adapter(model, folder / "package")
     write_curve(folder / "curve.jsonl", trained.curve)
+    shutil.rmtree(folder / "trainer")  # last: until here a killed run can go on from its checkpoints
     return {"resumed_from_step": trained.resumed_from_step}
 
 
@@ -123,7 +127,19 @@ def _with_adapter(compression, student: Path, base: Path, seed: int) -> "PeftMod
         task_type="CAUSAL_LM", r=compression.rank, lora_alpha=compression.alpha, target_modules="all-linear"
     )
     adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = None  # the package is its own base
     state = {name: tensor for file in sorted(student.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     residual_lora_init(adapted, state)
     return adapted
+
+
+def _save_adapter(model: "PeftModel", package: Path) -> None:
+    """The adapter at the package's root, beside config.json.
+
+    There plain `from_pretrained(package)` loads base and adapter; from a folder of its own it would silently give
+    the model before healing.
+    """
+    model.save_pretrained(package, save_embedding_layers=False)
+    file = package / "adapter_config.json"
+    config = json.loads(file.read_text())
+    config["base_model_name_or_path"] = None  # peft wrote a path; the package is its own base
+    write_whole(file, json.dumps(config, indent=2))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.artifact import write_whole
+from distill.artifact import fingerprint, write_whole
 from distill.encoding import decode_response, encode_prompt, encode_response, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
 from distill.example import Example
@@ -35,6 +35,7 @@ def score_model(
     row_sets: Mapping[str, Sequence[Example]],
     folder: Path,
     *,
+    max_length: int,
     teacher: Path | None,
     is_teacher: bool = False,
     tokenizer_from: Path | None = None,
@@ -44,6 +45,8 @@ def score_model(
 
     Args:
         path: the checkpoint or package.
+        max_length: tokens of a row on which likelihoods are measured at most; the same for all models, so that they
+            are compared at the same positions.
         tokenizer_from: where the tokenizer is when not beside the weights: a GGUF has its own, of which verify
             showed that it gives the same token ids.
         teacher: the folder in which the teacher's own scores lie, or None without a teacher.
@@ -52,7 +55,7 @@ def score_model(
     with open_runtime(path, runtime, dtype) as model:
         tokenizer = load_tokenizer(tokenizer_from or path)
         row_sets = {name: list(rows)[: evaluation.rows] for name, rows in row_sets.items()}
-        answers = _answers(model, tokenizer, evaluation, row_sets)
+        answers, no_room = _answers(model, tokenizer, evaluation, row_sets)
         scores: dict[str, float] = {}
         if evaluation.kind == "exact_match":
             for name, rows in row_sets.items():
@@ -64,10 +67,12 @@ def score_model(
                 if right:
                     scores[name] = sum(right) / len(right)
         main = row_sets["exact_match"]
-        scores |= _likelihoods(model, tokenizer, evaluation, main, folder, teacher, is_teacher)
+        scores |= _likelihoods(model, tokenizer, evaluation, main, max_length, folder, teacher, is_teacher)
         speed = {"runtime": model.name, "device": model.device, **model.speed()}
         parameters = _parameters(model) if runtime == "transformers" else None
     facts = {"bytes": package_bytes(path), "parameters": parameters, "scores": scores, "speed": speed}
+    notes = [f"{no_room} prompts leave no room for an answer; they count as wrong."] if no_room else []
+    write_whole(folder / "notes.json", json.dumps(notes))
     write_whole(folder / "answers.json", json.dumps(answers))
     write_whole(folder / "scores.json", json.dumps(facts, indent=1))
 
@@ -84,15 +89,16 @@ def open_runtime(path: Path, runtime: str, dtype: str | None = None):
 
 
 def package_bytes(path: Path) -> int:
-    """Bytes of every file that is needed to run the package; 0 for a checkpoint that is not on this disk."""
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file() and f.name not in NOT_NEEDED)
+    """Bytes of every file that is needed to run the package."""
+    # what lies in folders, such as the adapter that a student's weights were merged with, is not
+    return sum(f.stat().st_size for f in path.iterdir() if f.is_file() and f.name not in NOT_NEEDED)
 
 
-def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> dict[str, list[str]]:
-    """Greedy answers to each set's prompts; a prompt that leaves no room for an answer gets an empty one."""
+def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> tuple[dict[str, list[str]], int]:
+    """Greedy answers to each set's prompts, and how many prompts left no room for one and got an empty one."""
     if evaluation.kind == "bits_per_byte":
         row_sets = {name: rows[: evaluation.samples] for name, rows in row_sets.items()}
-    answers = {}
+    answers, no_room = {}, 0
     for name, rows in row_sets.items():
         prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]
         room = (model.max_positions or 1 << 30) - evaluation.max_new_tokens
@@ -101,29 +107,19 @@ def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> dict[str, li
             said = model.generate([prompts[n] for n in fits], evaluation.max_new_tokens, progress=advance)
         texts = {n: decode_response(tokenizer, ids) for n, ids in zip(fits, said, strict=True)}
         answers[name] = [texts.get(n, "") for n in range(len(rows))]
-    return answers
+        no_room += len(rows) - len(fits)
+    return answers, no_room
 
 
 def _likelihoods(
-    model, tokenizer, evaluation, rows, folder: Path, teacher: Path | None, is_teacher: bool
+    model, tokenizer, evaluation, rows, max_length: int, folder: Path, teacher: Path | None, is_teacher: bool
 ) -> dict[str, float]:
     """bits_per_byte of the references, and divergence and agreement with the teacher at the same positions.
 
     Bits per byte are taken over all tokens of a response, its end included, and over the response's UTF-8 bytes.
+    A row counts up to `max_length` tokens, and its bytes up to there.
     """
-    ids, positions, num_bytes, left = [], [], 0, evaluation.positions
-    for row in rows:
-        if row.response is None or left <= 0:
-            continue
-        prompt = encode_prompt(tokenizer, row.prompt)
-        whole = prompt + encode_response(tokenizer, row.response)
-        wanted = list(range(len(prompt) - 1, len(whole) - 1))
-        if len(whole) > (model.max_positions or 1 << 30) or len(wanted) > left:
-            continue
-        ids.append(whole)
-        positions.append(wanted)
-        num_bytes += len(row.response.encode())
-        left -= len(wanted)
+    ids, positions, num_bytes = _scored_positions(tokenizer, rows, max_length, evaluation.positions)
     if not ids:
         return {}
     with bar("likelihoods", 1) as advance:
@@ -131,14 +127,33 @@ def _likelihoods(
         advance(1)
     next_N = np.array([row[p + 1] for row, wanted in zip(ids, positions, strict=True) for p in wanted])
     nats = -float(logprobs_NV[np.arange(len(next_N)), next_N].astype(np.float64).sum())
-    scores = {"bits_per_byte": nats / math.log(2) / max(1, num_bytes)}
-    where = {"tokenizer": tokenizer_hash(tokenizer), "positions": len(next_N)}
+    scores = {"bits_per_byte": nats / math.log(2) / num_bytes}
+    where = fingerprint(settings=[tokenizer_hash(tokenizer), ids, positions], inputs={})
     if is_teacher:
         np.save(folder / "logprobs.npy", logprobs_NV)
-        write_whole(folder / "where.json", json.dumps(where))
-    elif teacher is not None and json.loads((teacher / "where.json").read_text()) == where:
+        write_whole(folder / "where", where)
+    elif teacher is not None and (teacher / "where").exists() and (teacher / "where").read_text() == where:
         scores |= divergence(np.load(teacher / "logprobs.npy", mmap_mode="r"), logprobs_NV)
     return scores
+
+
+def _scored_positions(tokenizer, rows, max_length: int, limit: int) -> tuple[list[list[int]], list[list[int]], int]:
+    """Rows as token ids, the positions whose next token is scored (`limit` in all), and the bytes of these tokens."""
+    ids, positions, num_bytes, left = [], [], 0, limit
+    for row in rows:
+        if not row.response or left <= 0:
+            continue
+        prompt = encode_prompt(tokenizer, row.prompt)
+        whole = prompt + encode_response(tokenizer, row.response)
+        kept = whole[: min(max_length, len(prompt) + left)]
+        if len(kept) <= len(prompt):
+            continue
+        ids.append(kept)
+        positions.append(list(range(len(prompt) - 1, len(kept) - 1)))
+        text = row.response if len(kept) == len(whole) else decode_response(tokenizer, kept[len(prompt) :])
+        num_bytes += len(text.encode())
+        left -= len(positions[-1])
+    return ids, positions, max(1, num_bytes)
 
 
 def divergence(teacher_NV: np.ndarray, student_NV: np.ndarray) -> dict[str, float]:

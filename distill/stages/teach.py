@@ -1,5 +1,6 @@
 """teach: prompts + teacher → responses. Text and next-token targets, asked once, kept for ever."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -8,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill.artifact import write_whole
+from distill.checkpoint import local_folder, weight_bytes
 from distill.encoding import decode_response, encode_prompt, encode_response, template_hash, tokenizer_hash
 from distill.example import Example
 from distill.family.head import hidden_states, output_head
 from distill.progress import bar
-from distill.responses import Header, Row, write_batch, write_header
+from distill.responses import Header, Row, TeacherResponses, write_batch, write_header
+from distill.stages._threads import same_threads
 from distill.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the fingerprint: raise it when the same settings give other responses."""
 TEXT_BATCH = 4096
+SMALL_BYTES = 200_000_000
 LOGITS_BYTES = 64 << 20
-TOO_LONG = "too long"
+TOO_LONG, CUT = "too long", "teacher, cut"
+ROOM_FOR_ANSWER = 2
+"""Tokens of the context that a prompt must leave: one of an answer and its end."""
 
 # B rows of a batch, T tokens of a row, S positions with targets, K targets kept
 
@@ -70,7 +77,9 @@ def ask(
 
     from distill.runtime.hf import Transformers
 
-    with Transformers(teacher.model, dtype=teacher_dtype(teacher)) as model:
+    checkpoint = local_folder(teacher.model, teacher.revision)
+    dtype = teacher_dtype(checkpoint, teacher.dtype)
+    with same_threads(folder), Transformers(checkpoint, dtype=dtype) as model:
         prompts = [encode_prompt(model.tokenizer, example.prompt) for example in examples]
         batches = _batches(teacher, examples, prompts, model)
         done = {path.name for path in folder.glob("batch-*.safetensors")}
@@ -101,18 +110,29 @@ def ask(
                 num_rows=len(examples),
             ),
         )
+    _write_notes(folder, checkpoint)
     return {"resumed_from_batch": len(done)} if done else {}
 
 
-def teacher_dtype(teacher: Teacher) -> str | None:
-    """The dtype to load the teacher in, None for "as stored"."""
-    if teacher.dtype != "auto":
-        return teacher.dtype
-    from distill.checkpoint import weight_bytes
+def _write_notes(folder: Path, checkpoint: Path) -> None:
+    """What could not be asked and what was cut, counted over the whole store."""
+    counts = TeacherResponses(folder).sources()
+    notes = []
+    if counts[TOO_LONG]:
+        notes.append(
+            f"{counts[TOO_LONG]} prompts do not fit the context of {checkpoint.name}: not asked, and left out."
+        )
+    if counts[CUT]:
+        notes.append(f"{counts[CUT]} answers of the teacher were cut at teacher.max_new_tokens; they do not end.")
+    write_whole(folder / "notes.json", json.dumps(notes))
 
-    # below this size float32 costs nothing on a CPU, and bfloat16 logits would blur small divergences
-    small = teacher.folder is not None and weight_bytes(teacher.folder) < 200_000_000
-    return "float32" if small else None
+
+def teacher_dtype(checkpoint: Path, asked: str) -> str | None:
+    """The dtype to load the teacher in, None for "as stored"."""
+    if asked != "auto":
+        return asked
+    # for so small a model float32 costs next to nothing, and bfloat16 hidden states would blur small divergences
+    return "float32" if weight_bytes(checkpoint) < SMALL_BYTES else None
 
 
 def _batches(teacher, examples, prompts, model: "Transformers") -> list[list[int]]:
@@ -131,10 +151,12 @@ def _batches(teacher, examples, prompts, model: "Transformers") -> list[list[int
 def _answer(teacher, model: "Transformers", examples, prompts, numbers: list[int], seed: int) -> list[Row]:
     """The responses of one batch, without targets."""
     context = model.max_positions or 1 << 30
-    fits = {n for n in numbers if len(prompts[n]) < context}
+    # a prompt that leaves no room for an answer is left out, or it would take its batch mates' room too
+    fits = {n for n in numbers if len(prompts[n]) + ROOM_FOR_ANSWER <= context}
     keeps = teacher.responses == "data" or teacher.keep_answers
     ask = [n for n in numbers if n in fits and not (keeps and examples[n].response is not None)]
     answers: dict[int, list[int]] = {}
+    room = 0
     if ask and teacher.responses == "generate":
         room = min(teacher.max_new_tokens, context - max(len(prompts[n]) for n in ask))
         said = model.generate(
@@ -149,8 +171,11 @@ def _answer(teacher, model: "Transformers", examples, prompts, numbers: list[int
         if n not in fits or (n not in answers and examples[n].response is None):
             rows.append(Row(n, "", TOO_LONG if n not in fits else "none", np.array(prompts[n][:1], np.int32), 1))
         elif n in answers:
-            ids = [*answers[n], model.tokenizer.eos_token_id]
-            rows.append(_row(n, decode_response(model.tokenizer, answers[n]), "teacher", prompts[n], ids, context))
+            # an answer that was cut does not end: a student must not learn to stop there
+            ended = len(answers[n]) < room
+            ids = [*answers[n], model.tokenizer.eos_token_id] if ended else answers[n]
+            source = "teacher" if ended else CUT
+            rows.append(_row(n, decode_response(model.tokenizer, answers[n]), source, prompts[n], ids, context))
         else:
             text = examples[n].response
             rows.append(_row(n, text, "data", prompts[n], encode_response(model.tokenizer, text), context))

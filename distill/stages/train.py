@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.artifact import write_whole
-from distill.encoding import load_tokenizer, template_hash, tokenizer_hash, train_tokenizer
+from distill.checkpoint import local_folder
+from distill.encoding import load_tokenizer, prompt_text, template_hash, tokenizer_hash, train_tokenizer
 from distill.example import Example
 from distill.loss.text import Text
 from distill.recipe import Recipe
 from distill.responses import TeacherResponses
+from distill.stages._threads import same_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +50,12 @@ def train_student(
     from distill.stages._rows import token_rows
     from distill.stages._trainer import train, write_curve
 
-    threads = _same_threads(folder)
+    done = folder / "training.json"
+    if done.exists():  # killed between the last file and the seal
+        shutil.rmtree(folder / "trainer", ignore_errors=True)
+        return {}
     tokenizer = student_tokenizer(recipe, examples)
-    same = responses.header.tokenizer_hash == tokenizer_hash(tokenizer)
+    same = speaks_like(responses, tokenizer)
     if recipe.loss.kind != "text" and name == "student":
         responses.header.require(
             tokenizer_hash=tokenizer_hash(tokenizer),
@@ -74,50 +79,43 @@ def train_student(
         plan = plan_tokens(lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
     model = _build(recipe, tokenizer, folder)
     live = name == "student" and recipe.teacher.kind == "hf" and recipe.teacher.live
-    trained = train(
-        model,
-        made.rows,
-        recipe.loss if name == "student" else Text(kind="text"),
-        training,
-        plan,
-        seed=recipe.seed,
-        pad_id=tokenizer.pad_token_id,
-        folder=folder / "trainer",
-        label=f"train {name}",
-        live_teacher=_live_teacher(recipe) if live else None,
-    )
+    with same_threads(folder) as threads:
+        trained = train(
+            model,
+            made.rows,
+            recipe.loss if name == "student" else Text(kind="text"),
+            training,
+            plan,
+            seed=recipe.seed,
+            pad_id=tokenizer.pad_token_id,
+            folder=folder / "trainer",
+            label=f"train {name}",
+            live_teacher=live_teacher(recipe) if live else None,
+        )
     _save(model, tokenizer, recipe, folder / "checkpoint")
-    shutil.rmtree(folder / "trainer")
-    shutil.rmtree(folder / "base", ignore_errors=True)
     write_curve(folder / "curve.jsonl", trained.curve)
-    notes = made.notes(training.max_length)
-    facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads, "notes": notes}
-    write_whole(folder / "training.json", json.dumps(facts, indent=1))
-    return {"resumed_from_step": trained.resumed_from_step, "notes": notes}
+    write_whole(folder / "notes.json", json.dumps(made.notes(training.max_length)))
+    facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads}
+    write_whole(done, json.dumps(facts, indent=1))
+    shutil.rmtree(folder / "trainer")  # last: until here a killed run can go on from its checkpoints
+    shutil.rmtree(folder / "base", ignore_errors=True)
+    return {"resumed_from_step": trained.resumed_from_step}
 
 
 def student_tokenizer(recipe: Recipe, examples: Sequence[Example]) -> "PreTrainedTokenizerBase":
     """The checkpoint's own; for a student from scratch the teacher's, else one trained on the data's labelled rows."""
     if recipe.student.kind == "pretrained":
-        return load_tokenizer(recipe.student.model, recipe.student.revision)
+        return load_tokenizer(local_folder(recipe.student.model, recipe.student.revision))
     if recipe.teacher.kind == "hf":
-        return load_tokenizer(recipe.teacher.model, recipe.teacher.revision)
-    from distill.encoding import prompt_text
-
+        return load_tokenizer(local_folder(recipe.teacher.model, recipe.teacher.revision))
     texts = (text for example in examples for text in (prompt_text(example), example.response or ""))
     return train_tokenizer(texts, recipe.student.vocab_size)
 
 
-def _same_threads(folder: Path) -> int:
-    """Sums are taken in another order with another number of threads: a resumed run keeps the one it began with."""
-    import torch
-
-    file = folder / "threads.json"
-    if file.exists():
-        torch.set_num_threads(json.loads(file.read_text()))
-    else:
-        write_whole(file, json.dumps(torch.get_num_threads()))
-    return torch.get_num_threads()
+def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the store's token ids are what this tokenizer and its chat template would give."""
+    header = responses.header
+    return (header.tokenizer_hash, header.template_hash) == (tokenizer_hash(tokenizer), template_hash(tokenizer))
 
 
 def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedModel":
@@ -151,11 +149,12 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
     return get_peft_model(model, config)
 
 
-def _live_teacher(recipe: Recipe) -> "PreTrainedModel":
+def live_teacher(recipe: Recipe) -> "PreTrainedModel":
     from distill.runtime.hf import load_model
     from distill.stages.teach import teacher_dtype
 
-    return load_model(recipe.teacher.model, dtype=teacher_dtype(recipe.teacher)).requires_grad_(False)
+    folder = local_folder(recipe.teacher.model, recipe.teacher.revision)
+    return load_model(folder, dtype=teacher_dtype(folder, recipe.teacher.dtype)).requires_grad_(False)
 
 
 def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
@@ -167,12 +166,18 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe
         model.save_pretrained(folder / "adapter")
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+    # a chat model has several ends of an answer; it keeps them beside the one that it was trained with
+    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with quiet():
         model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    source = Path(getattr(recipe.student, "model", getattr(recipe.teacher, "model", "")))
+    from_where = recipe.student if recipe.student.kind == "pretrained" else recipe.teacher
+    if from_where.kind == "none":
+        return
+    source = local_folder(from_where.model, from_where.revision)
     if (source / "tokenizer.model").is_file():
         shutil.copy2(
             source / "tokenizer.model", folder

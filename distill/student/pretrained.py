@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from distill.checkpoint import checkpoint_folder
+from distill.checkpoint import checkpoint_folder, local_folder
 from distill.errors import RecipeError
 from distill.option import STRICT
 
@@ -29,7 +29,9 @@ class Pretrained:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.model, revision=self.revision, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            local_folder(self.model, self.revision), dtype=torch.float32, trust_remote_code=False
+        )
         if self.layers is not None:
             keep_layers(model, self.layers)
         return model

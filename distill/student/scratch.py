@@ -33,6 +33,12 @@ class Scratch:
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size={self.hidden_size} is not divisible by {self.num_attention_heads} heads")
+        if self.hidden_size // self.num_attention_heads % 2:
+            raise ValueError("hidden_size / num_attention_heads must be even for rotary positions")
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} does not divide {self.num_attention_heads} heads"
+            )
 
     def config(self, vocab_size: int) -> dict[str, Any]:
         """The student's config.json as far as its shape goes, known before anything is trained."""

@@ -1,6 +1,5 @@
 """`teacher=hf`: a transformers checkpoint in this process, from a folder or from the hub."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -33,9 +32,4 @@ class Hf:
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Prompts answered at once. A batch is also what is written at once, and what a crash can lose."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: as the checkpoint says, float32 for models under 50 million parameters on a CPU."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The checkpoint's folder, or None when it is on the hub."""
-        return Path(self.model) if Path(self.model).is_dir() else None
+    """auto: as the checkpoint says, float32 for weights of less than 200 MB."""

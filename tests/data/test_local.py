@@ -62,7 +62,7 @@ def test_the_fingerprint_follows_content_and_cut_not_the_path(files):
     one, same = (local(p).load().fingerprint for p in (files / "rows.jsonl", copy))
     assert one == same
     assert one != local(copy, rows=5).load().fingerprint
-    copy.write_text(copy.read_text().replace("answer 3", "answer three"))
+    copy.write_text(copy.read_text().replace("answer 1", "answer one"))
     assert one != local(copy).load().fingerprint
 
 
@@ -92,10 +92,12 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
         ("a.csv", "", ["holds no rows"]),
         ("a.xlsx", "x", [".xlsx", ".jsonl, .csv, .parquet"]),
         ("a.jsonl", '{"question": "1", "answer": ["x"]}\n', ["'answer'", "list"]),
+        ("a.csv", "question,answer\n\xe9t\xe9,1\n".encode("latin-1"), ["a.csv", "UTF-8"]),
+        ("a.parquet", "no parquet", ["a.parquet", "cannot be read"]),
     ],
 )
 def test_wrong_files_are_named(tmp_path, name, content, words):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError) as refused:
         local(tmp_path / name).load()
     assert all(word in str(refused.value) for word in words), refused.value

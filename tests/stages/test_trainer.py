@@ -136,18 +136,25 @@ def test_any_split_into_micro_batches_trains_the_same_student(store, tmp_path, l
 
 def test_padding_changes_nothing(store):
     rows = rows_of(store)[:3]
-    batch = collate(rows, pad_id=0, prompt_weight=0.3, targets=True)
+    batch = collate(rows, pad_id=0, prompt_weight=0.3, target_vocab=V)
     for b, row in enumerate(rows):
-        alone = collate([row], pad_id=7, prompt_weight=0.3, targets=True)
+        alone = collate([row], pad_id=7, prompt_weight=0.3, target_vocab=V)
         length = len(row.input_ids_T)
         for name in ("input_ids", "labels", "weights", "token_ids", "logprobs"):
             assert torch.equal(batch[name][b, : length - 1], alone[name][0, : length - 1]), name
         assert (batch["labels"][b, length - 1 :] == IGNORED).all()
 
 
+def test_targets_beyond_the_students_vocabulary_go_to_the_tail(store):
+    row = rows_of(store)[0]
+    whole, cut = (collate([row], pad_id=0, prompt_weight=1.0, target_vocab=v)["token_ids"] for v in (V, 20))
+    assert (whole >= 20).any()
+    assert torch.equal(cut, torch.where(whole >= 20, -1, whole))
+
+
 def test_labels_and_weights_are_shifted_together(store):
     row = rows_of(store)[0]
-    batch = collate([row], pad_id=0, prompt_weight=0.0, targets=True)
+    batch = collate([row], pad_id=0, prompt_weight=0.0, target_vocab=V)
     labels, first = batch["labels"][0], row.prompt_length - 1
     assert (labels[:first] == IGNORED).all()
     assert labels[first] == row.input_ids_T[row.prompt_length]
@@ -168,7 +175,7 @@ def test_targets_of_response_positions_alone_stay_in_place(store, tmp_path):
     write_header(folder, Header(**header))
     reopened = TeacherResponses(folder)
     row = TokenRow(0, reopened[0].input_ids_T, full.prompt_length, reopened)
-    short, whole = (collate([r], pad_id=0, prompt_weight=0.0, targets=True) for r in (row, rows_of(store)[3]))
+    short, whole = (collate([r], pad_id=0, prompt_weight=0.0, target_vocab=V) for r in (row, rows_of(store)[3]))
     counted = short["labels"][0] != IGNORED
     assert torch.equal(short["token_ids"][0][counted], whole["token_ids"][0][counted])
 
