@@ -118,6 +118,7 @@ def _print_config(args: argparse.Namespace) -> None:
 def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str]) -> int:
     """Hands over to hydra.main and returns the worst exit code of its jobs."""
     import hydra
+    from hydra.errors import MissingConfigException
 
     codes, as_typed = [0], sys.argv
 
@@ -136,7 +137,7 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
     try:
         hydra.main(str(shipped.conf_folder()), "config", version_base=_hydra.VERSION_BASE)(job)()
     except OSError as error:
-        if isinstance(error, hydra.errors.MissingConfigException | BrokenPipeError):
+        if isinstance(error, MissingConfigException | BrokenPipeError):
             raise
         raise RecipeError(f"The run folder cannot be made: {error}. hydra.run.dir=FOLDER chooses another.") from error
     finally:

@@ -74,6 +74,7 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     layers, has = getattr(recipe.student, "layers", None), student.get("num_hidden_layers") or student.get("n_layer")
     wrong = [layer for layer in layers or () if has and not 0 <= layer < has]
     if wrong:
+        assert has is not None and recipe.student.kind == "pretrained"
         raise RecipeError(f"student.layers={layers}: {recipe.student.model} has layers 0 to {has - 1}, not {wrong}.")
 
 

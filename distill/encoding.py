@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import RecipeError
 from distill.example import Example
@@ -72,11 +72,11 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[Mapp
     """Token ids up to where the response begins."""
     if prompt == "":
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return [start]
+        return [cast(int, start)]
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt) + "\nassistant:"
     return tokenizer(prompt + "\n")["input_ids"]
@@ -84,12 +84,12 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[Mapp
 
 def encode_response(tokenizer: "PreTrainedTokenizerBase", response: str) -> list[int]:
     """Token ids of the response with its end-of-sequence token."""
-    return [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*tokenizer(response, add_special_tokens=False)["input_ids"], cast(int, tokenizer.eos_token_id)]
 
 
 def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
     """The text of generated ids, special tokens left out."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return cast(str, tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def prompt_text(example: Example) -> str:
@@ -101,7 +101,8 @@ def prompt_text(example: Example) -> str:
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash of what decides token ids: vocabulary, merges, normaliser, pre-tokenizer, added tokens, end of sequence."""
-    return _hash({**json.loads(tokenizer.backend_tokenizer.to_str()), "eos_token": tokenizer.eos_token})
+    backend = cast(Any, tokenizer).backend_tokenizer  # only the fast ones have it, their base class does not
+    return _hash({**json.loads(backend.to_str()), "eos_token": tokenizer.eos_token})
 
 
 def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -79,6 +79,7 @@ class Run:
 
     def train(self) -> None:
         """responses + student → student, and its baselines"""
+        assert self.answers is not None
         inputs = {"responses": self.answers.fingerprint, **self._weights("student", self.recipe.student)}
         for name in (*self.recipe.baselines, "student"):
 
@@ -102,6 +103,7 @@ class Run:
 
             inputs = {"student": student.fingerprint}
             if compression.heals:
+                assert self.answers is not None
                 inputs["responses"] = self.answers.fingerprint
             settings = compress.settings(self.recipe, compression)
             made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
@@ -150,6 +152,7 @@ class Run:
 
     def responses(self) -> TeacherResponses:
         """The teacher's answers, opened for reading."""
+        assert self.answers is not None
         return TeacherResponses(self.answers.path)
 
     def _verify_runtime(self, runtime: str, names: list[str]) -> None:

@@ -87,12 +87,14 @@ class Recipe:
             )
         if self.adapter.kind == "qlora" and self.student.kind != "pretrained":
             raise ValueError("adapter=qlora freezes the student's weights; a student from scratch has none worth that")
-        if has_teacher and not self.teacher.live and self.loss.kind != "text" and self.loss.temperature != 1.0:
+        stored = self.teacher.kind != "none" and not self.teacher.live
+        if stored and self.loss.kind != "text" and self.loss.temperature != 1.0:
             raise ValueError(
                 f"loss.temperature={self.loss.temperature}: stored targets keep their tail at temperature 1, and a "
                 "tail cannot be re-tempered. Use 1, or keep the teacher in memory with teacher.live=true"
             )
-        if has_teacher and self.teacher.responses == "generate" and getattr(self.data, "text_field", None):
+        generated = self.teacher.kind != "none" and self.teacher.responses == "generate"
+        if generated and getattr(self.data, "text_field", None):
             raise ValueError("data.text_field has no prompts to answer; use teacher.responses=data")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -125,15 +125,16 @@ def write_batch(path: Path, rows: list[Row]) -> None:
     """Writes one batch whole, or not at all."""
     from safetensors.numpy import save
 
+    filled = cast(list[Any], rows)  # all rows of a batch have the same arrays, or none has
     tensors: dict[str, np.ndarray] = {"rows": np.array([row.number for row in rows], dtype=np.int64)}
     if rows and rows[0].input_ids_T is not None:
-        tensors["input_ids"] = np.concatenate([row.input_ids_T for row in rows]).astype(np.int32)
-        tensors["lengths"] = np.array([len(row.input_ids_T) for row in rows], dtype=np.int64)
+        tensors["input_ids"] = np.concatenate([row.input_ids_T for row in filled]).astype(np.int32)
+        tensors["lengths"] = np.array([len(row.input_ids_T) for row in filled], dtype=np.int64)
         tensors["prompt_lengths"] = np.array([row.prompt_length for row in rows], dtype=np.int64)
     if rows and rows[0].token_ids_SK is not None:
-        tensors["target_ids"] = np.concatenate([row.token_ids_SK for row in rows]).astype(np.int32)
-        tensors["target_logprobs"] = np.concatenate([row.logprobs_SK for row in rows]).astype(np.float32)
-        tensors["target_lengths"] = np.array([len(row.token_ids_SK) for row in rows], dtype=np.int64)
+        tensors["target_ids"] = np.concatenate([row.token_ids_SK for row in filled]).astype(np.int32)
+        tensors["target_logprobs"] = np.concatenate([row.logprobs_SK for row in filled]).astype(np.float32)
+        tensors["target_lengths"] = np.array([len(row.token_ids_SK) for row in filled], dtype=np.int64)
     texts = json.dumps([[row.text, row.source] for row in rows])
     write_whole(path, save(tensors, metadata={"texts": texts}))
 

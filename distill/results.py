@@ -46,6 +46,7 @@ def write_scores(
 
 def _place(recipe: Recipe, models: Mapping[str, Artifact], name: str) -> dict[str, str]:
     if name == "teacher":
+        assert recipe.teacher.kind == "hf"
         return {"kind": "teacher", "path": recipe.teacher.model}
     if name in models:
         kind = "student" if name == "student" else "baseline"

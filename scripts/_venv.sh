@@ -23,7 +23,7 @@ install_into_venv() {
   fi
 }
 
-# Where torch comes from: the package index, or, with neither a GPU nor a local CPU build, PyTorch's own CPU index.
+# Where torch comes from: the package index, or the index that DISTILL_TORCH_INDEX names (one with builds for the CPU).
 torch_source() {
   command -v nvidia-smi >/dev/null && return
   [ -n "${DISTILL_TORCH_INDEX:-}" ] && echo "--index-url $DISTILL_TORCH_INDEX"

@@ -1,13 +1,13 @@
 """The output head of a causal language model, apart from the body, so that no full logits need to exist."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 # B rows, T positions, D hidden size, V vocabulary
 
@@ -32,7 +32,7 @@ class Head:
         return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
 
 
-def output_head(model: "PreTrainedModel") -> Head:
+def output_head(model: Any) -> Head:
     """The head of `model`, read through PEFT's wrappers; its weight is the parameter itself, not a copy."""
     layer = model.get_output_embeddings()
     if hasattr(layer, "lora_A"):
@@ -53,7 +53,7 @@ def logit_facts(config: "PretrainedConfig") -> tuple[float, float | None]:
     return float(getattr(config, "logit_scale", None) or 1.0), float(softcap) if softcap else None
 
 
-def hidden_states(model: "PreTrainedModel", input_ids_BT: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":
+def hidden_states(model: Any, input_ids_BT: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":
     """Last hidden states `[B, T, D]`, just before the head; the head is not called."""
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
     output = body.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)

@@ -25,6 +25,9 @@ def _growing_layer_class() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
+        keys: torch.Tensor  # from the first update on
+        values: torch.Tensor
+
         def __init__(self, max_length: int):
             super().__init__()
             self.max_length = max_length

@@ -6,6 +6,7 @@ Run by path with one JSON argument; imports nothing of distill. Prints one line,
 import json
 import os
 import sys
+from typing import Any, cast
 
 
 def main() -> None:
@@ -15,7 +16,8 @@ def main() -> None:
     os.dup2(2, 1)
     import xllamacpp
 
-    params = xllamacpp.CommonParams()
+    engine = cast(Any, xllamacpp)  # re-exports a compiled module without stubs
+    params = engine.CommonParams()
     params.model.path = options["file"]
     params.n_parallel = options["num_slots"]
     params.n_ctx = options["context"] * options["num_slots"]
@@ -26,7 +28,7 @@ def main() -> None:
     params.hostnames = ["127.0.0.1"]
     params.cache_ram_mib = 0  # no second prompt cache in memory beside the slots
     params.fit_params = params.ctx_shift = params.warmup = params.ui = False
-    server = xllamacpp.Server(params)
+    server = engine.Server(params)
     print(json.dumps({"address": server.listening_address}), file=answer, flush=True)
     sys.stdin.buffer.read()  # returns when our parent closes the pipe, or is gone
     os._exit(0)  # the server's threads have nothing to save

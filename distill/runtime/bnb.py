@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import DistillError
 
@@ -97,7 +97,7 @@ def dequantised_weight(layer: Any) -> "torch.Tensor":
     from bitsandbytes.nn import Linear4bit
 
     if isinstance(layer, Linear4bit):
-        weight_OI = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        weight_OI = functional.dequantize_4bit(layer.weight.data, cast(Any, layer.weight).quant_state)
         return weight_OI.to(torch.float32)
     # int8 moves its scales from the weight to the state at the first forward.
     scale_O = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
@@ -180,7 +180,8 @@ def residual_lora_init(peft_model: Any, student_state: "Mapping[str, torch.Tenso
     from peft.tuners.lora import LoraLayer
 
     adapter = peft_model.active_adapters[0]
-    layers = {n: m for n, m in peft_model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    modules = peft_model.get_base_model().named_modules()
+    layers: dict[str, Any] = {n: m for n, m in modules if isinstance(m, LoraLayer)}
     for name, layer in layers.items():
         if adapter not in layer.lora_A:
             continue

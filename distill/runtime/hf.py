@@ -316,7 +316,7 @@ def _float32_head(model: Any) -> Iterator[Any]:
 
         def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
             hidden_1ND = hidden_BTD[self.picked[:, 0], self.picked[:, 1]][None]
-            if not plain:  # a head with LoRA, or a quantised one: it knows its own product
+            if weight_VD is None:  # a head with LoRA, or a quantised one: it knows its own product
                 return original(hidden_1ND).float()
             return torch.nn.functional.linear(hidden_1ND.float(), weight_VD, bias_V)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -136,7 +136,8 @@ def collate(
 
 
 def _collate_targets(rows: Sequence[TokenRow], T: int, vocab_size: int) -> dict[str, np.ndarray]:
-    stored = [row.store[row.number] for row in rows]
+    # Any: token_rows gives a store only to rows that have targets
+    stored = [cast(Any, row.store)[row.number] for row in rows]
     K = stored[0].token_ids_SK.shape[1]
     token_ids = np.full((len(rows), T, K), -1, dtype=np.int32)
     logprobs = np.zeros((len(rows), T, K), dtype=np.float32)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Trained:
 
 
 def train(
-    model: PreTrainedModel,
+    model: Any,
     rows: Sequence[TokenRow],
     loss: Callable[..., LossTerms],
     training: Training,
@@ -85,7 +85,7 @@ def train(
     curve = [
         {
             "step": entry["step"],
-            "tokens": int(plan.tokens_after[entry["step"] - 1]),
+            "tokens": int(plan.tokens_after[int(entry["step"]) - 1]),
             "loss_nats": entry["loss"],
             "learning_rate": entry["learning_rate"],
             "grad_norm": entry["grad_norm"],
@@ -127,13 +127,18 @@ class _DistillTrainer(Trainer):
         self.live_teacher = (live_teacher,)
         self.autocast_bf16 = bf16
 
+    @property
+    def _output_folder(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
     def _get_train_sampler(self, train_dataset=None):
         return _InOrder(self.plan)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Sum of the weights of all counted tokens in the global batch: what the loss is divided by."""
-        counted = sum((batch["weights"] * (batch["labels"] != IGNORED)).sum() for batch in batch_samples)
-        return self.accelerator.gather(counted.to(device)).sum()
+        counted = cast(Tensor, sum((batch["weights"] * (batch["labels"] != IGNORED)).sum() for batch in batch_samples))
+        return cast(Tensor, self.accelerator.gather(counted.to(device))).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self.autocast_bf16):
@@ -176,7 +181,7 @@ class _DistillTrainer(Trainer):
         return None
 
     def _stop_not_finite(self, loss: Tensor, rows: Tensor) -> None:
-        last = _last_checkpoint(Path(self.args.output_dir))
+        last = _last_checkpoint(self._output_folder)
         numbers = sorted(set(rows.tolist()))
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
         raise StageFailed(
@@ -189,14 +194,14 @@ class _DistillTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         # a finite loss can have a gradient that is not: its weights must never be what a run goes on from
         if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-            last = _last_checkpoint(Path(self.args.output_dir))
+            last = _last_checkpoint(self._output_folder)
             raise StageFailed(
                 f"Weights are no longer finite after step {self.state.global_step} of {self.plan.steps}.\n"
                 f"Last good checkpoint: {last or 'none yet'}\n"
                 "Lower training.learning_rate; the same command goes on from the checkpoint."
             )
         super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._output_folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.exists():
             write_whole(folder / COMPLETE, "")  # a checkpoint without this file was being written when it was killed
 
@@ -234,6 +239,7 @@ class _Progress(TrainerCallback):
 
 
 def _arguments(training: Training, steps: int, seed: int, folder: Path) -> TrainingArguments:
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if training.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=training.batch_size // training.gradient_accumulation_steps,
@@ -262,7 +268,7 @@ def _arguments(training: Training, steps: int, seed: int, folder: Path) -> Train
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         log_level="error",
-        **({"gradient_checkpointing": True} if training.gradient_checkpointing else {}),
+        **checkpointing,
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else Trainer wraps the model in DataParallel and multiplies the batch
@@ -293,7 +299,7 @@ class _residual_dropout:
 
     OUTPUTS = ("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense_4h_to_h", "dense")
 
-    def __init__(self, model: PreTrainedModel, probability: float):
+    def __init__(self, model: Any, probability: float):
         self.handles = []
         if probability:
             places = [m for name, m in model.named_modules() if name.rpartition(".")[2] in self.OUTPUTS]

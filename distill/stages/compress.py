@@ -5,16 +5,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from distill.artifact import write_whole
 from distill.compression import Compression
 from distill.example import Example
 from distill.recipe import Recipe
 from distill.responses import TeacherResponses
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same settings give another package."""
@@ -49,6 +46,7 @@ def make_package(
         package.mkdir(exist_ok=True)
         compression.make(student, package)
         (folder / "base-is-made").touch()
+    assert responses is not None
     measured = _heal(recipe, compression, student, examples, responses, folder)
     (folder / "base-is-made").unlink()
     return measured
@@ -100,7 +98,7 @@ def _heal(
             training,
             plan,
             seed=recipe.seed,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=cast(int, tokenizer.pad_token_id),
             folder=folder / "trainer",
             label="heal",
             live_teacher=live_teacher(recipe) if live else None,
@@ -111,8 +109,8 @@ def _heal(
     return {"resumed_from_step": trained.resumed_from_step}
 
 
-def _with_adapter(compression, student: Path, base: Path, seed: int) -> "PeftModel":
-    """The quantised base with a LoRA that starts as the best low-rank fit of the rounding error."""
+def _with_adapter(compression, student: Path, base: Path, seed: int) -> Any:
+    """The quantised base, as a `PeftModel`, with a LoRA that starts as the best low-rank fit of the rounding error."""
     import torch
     from safetensors.torch import load_file
 
@@ -132,7 +130,7 @@ def _with_adapter(compression, student: Path, base: Path, seed: int) -> "PeftMod
     return adapted
 
 
-def _save_adapter(model: "PeftModel", package: Path) -> None:
+def _save_adapter(model: Any, package: Path) -> None:
     """The adapter at the package's root, beside config.json.
 
     There plain `from_pretrained(package)` loads base and adapter; from a folder of its own it would silently give

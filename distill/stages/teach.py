@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from distill.progress import bar
 from distill.responses import Header, Row, TeacherResponses, write_batch, write_header
 from distill.stages._threads import same_threads
 from distill.teacher import Teacher
+from distill.teacher.hf import Hf
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def copy_texts(examples: Sequence[Example], folder: Path) -> None:
 
 
 def ask(
-    teacher: Teacher, examples: Sequence[Example], folder: Path, *, targets: bool, prompt_targets: bool, seed: int
+    teacher: Hf, examples: Sequence[Example], folder: Path, *, targets: bool, prompt_targets: bool, seed: int
 ) -> Mapping[str, Any]:
     """Fills `folder` with the teacher's responses to all prompts, going on after the batches that are there."""
     import torch
@@ -209,8 +210,9 @@ def _with_targets(model: "Transformers", rows: list[Row], top_k: int, prompt_tar
     import torch
 
     K = min(top_k, model.vocab_size)
-    wanted = [range(0 if prompt_targets else row.prompt_length - 1, len(row.input_ids_T) - 1) for row in rows]
-    hidden_ND = _hidden_at(model, [row.input_ids_T for row in rows], wanted)
+    filled = cast(list[Any], rows)  # `_answer` gives token ids to every row
+    wanted = [range(0 if prompt_targets else row.prompt_length - 1, len(row.input_ids_T) - 1) for row in filled]
+    hidden_ND = _hidden_at(model, [row.input_ids_T for row in filled], wanted)
     head = output_head(model.model)
     ids, logprobs = [np.empty((0, K), np.int32)], [np.empty((0, K), np.float32)]
     for chunk_ND in hidden_ND.split(max(1, LOGITS_BYTES // (4 * model.vocab_size))):

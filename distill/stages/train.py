@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.artifact import write_whole
 from distill.checkpoint import local_folder
@@ -29,7 +29,7 @@ def settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if recipe.student.kind == "pretrained":
         student.pop("model")  # its weights are an input
     training = asdict(recipe.training)
-    training.pop("logging_steps"), training.pop("save_steps")
+    del training["logging_steps"], training["save_steps"]
     return {
         "version": VERSION,
         "student": student,
@@ -87,7 +87,7 @@ def train_student(
             training,
             plan,
             seed=recipe.seed,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=cast(int, tokenizer.pad_token_id),
             folder=folder / "trainer",
             label=f"train {name}",
             live_teacher=live_teacher(recipe) if live else None,
@@ -118,7 +118,7 @@ def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase
     return (header.tokenizer_hash, header.template_hash) == (tokenizer_hash(tokenizer), template_hash(tokenizer))
 
 
-def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> "PreTrainedModel":
+def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Any:
     """The model to train: float32 weights, or adapters on float32 or nf4 weights."""
     import torch
 
@@ -141,7 +141,7 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=cast(Any, adapter.alpha),  # peft says int, and only divides it by the rank
         lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules or "all-linear",
         base_model_name_or_path=getattr(recipe.student, "model", None),
@@ -153,11 +153,12 @@ def live_teacher(recipe: Recipe) -> "PreTrainedModel":
     from distill.runtime.hf import load_model
     from distill.stages.teach import teacher_dtype
 
+    assert recipe.teacher.kind == "hf"
     folder = local_folder(recipe.teacher.model, recipe.teacher.revision)
     return load_model(folder, dtype=teacher_dtype(folder, recipe.teacher.dtype)).requires_grad_(False)
 
 
-def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
+def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
     """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
     from distill.runtime.bnb import dequantised_merge, quiet
 
@@ -166,10 +167,10 @@ def _save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", recipe
         model.save_pretrained(folder / "adapter")
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+    end, ends = cast(int, tokenizer.eos_token_id), model.generation_config.eos_token_id
+    ends = {end, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
     # a chat model has several ends of an answer; it keeps them beside the one that it was trained with
-    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else tokenizer.eos_token_id
+    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else end
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     with quiet():
         model.float().save_pretrained(folder)

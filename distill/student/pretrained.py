@@ -54,7 +54,7 @@ def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:
     setattr(decoder, name, nn.ModuleList(blocks[index] for index in layers))
     for position, block in enumerate(getattr(decoder, name)):
         attention = getattr(block, "self_attn", getattr(block, "attn", None))
-        if hasattr(attention, "layer_idx"):
+        if attention is not None and hasattr(attention, "layer_idx"):
             attention.layer_idx = position  # the key-value cache is addressed by it
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):

@@ -1,6 +1,6 @@
 """`student=scratch`: a Llama of a given size with random weights."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -62,12 +62,13 @@ class Scratch:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = self.config(len(tokenizer))
-        shape.pop("model_type"), shape.pop("architectures")
+        del shape["model_type"], shape["architectures"]
+        special = cast(Any, tokenizer)  # its class allows lists and strings for every special id
         config = LlamaConfig(
             **shape,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=special.bos_token_id,
+            eos_token_id=special.eos_token_id,
+            pad_token_id=special.pad_token_id,
         )
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).float()

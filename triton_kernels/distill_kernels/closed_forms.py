@@ -110,8 +110,9 @@ def _clamp(r_NV: Tensor, offset: float, guarded: bool) -> Tensor:
 def _centred_softplus(r_NV: Tensor, offset: float, at_zero: float) -> Tensor:
     """softplus(r + offset) - softplus(offset): small where p is close to q, so no digits are lost to the constant."""
     shifted_NV = r_NV + offset
-    # torch's default threshold of 20 would cost float64 half its digits
-    return torch._C._nn.softplus(shifted_NV, 1.0, 80.0, out=shifted_NV).sub_(at_zero)
+    # torch's default threshold of 20 would cost float64 half its digits; its stub does not list `out`
+    torch.nn.functional.softplus(shifted_NV, 1.0, 80.0, out=shifted_NV)  # pyright: ignore[reportCallIssue]
+    return shifted_NV.sub_(at_zero)
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings, bool], tuple[Tensor, Tensor]]] = {

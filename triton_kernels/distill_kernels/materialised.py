@@ -51,7 +51,7 @@ class LogitsCall:
                 gradient_CV = gradient_RV[0][index, :num_tokens] if gradient_RV else None
                 rest = (labels_C, weight_C, self.settings, workspace, gradient_CV)
                 loss_N[block] = dense_rows(student_CV, teacher_CV, *rest)
-                if gradient_RV and not whole:
+                if gradient_CV is not None and not whole:
                     gradient_RV[0][index, :num_tokens] = gradient_CV  # indexing by rows gave a copy
             start = stop
         return loss_N, (gradient,)
