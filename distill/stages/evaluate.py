@@ -52,7 +52,7 @@ def score_model(
         teacher: the folder in which the teacher's own scores lie, or None without a teacher.
         dtype: None for "as stored".
     """
-    with open_runtime(path, runtime, dtype) as model:
+    with open_runtime(path, runtime, dtype, context=max_length + evaluation.max_new_tokens) as model:
         tokenizer = load_tokenizer(tokenizer_from or path)
         row_sets = {name: list(rows)[: evaluation.rows] for name, rows in row_sets.items()}
         answers, no_room = _answers(model, tokenizer, evaluation, row_sets)
@@ -77,12 +77,12 @@ def score_model(
     write_whole(folder / "scores.json", json.dumps(facts, indent=1))
 
 
-def open_runtime(path: Path, runtime: str, dtype: str | None = None):
-    """The model in the runtime that its users have."""
+def open_runtime(path: Path, runtime: str, dtype: str | None = None, *, context: int):
+    """The model in the runtime that its users have, with room for `context` tokens where that must be said."""
     if runtime == "llama.cpp":
         from distill.runtime.llama_cpp import LlamaCpp
 
-        return LlamaCpp(path)
+        return LlamaCpp(path, context=context)
     from distill.runtime.hf import Transformers
 
     return Transformers(path, dtype=dtype)

@@ -17,6 +17,7 @@ from distill.compression import Compression
 from distill.encoding import prompt_text
 from distill.errors import StageFailed
 from distill.example import Example
+from distill.progress import console
 
 VERSION = 1
 """Part of the fingerprint: raise it when a verification would judge otherwise."""
@@ -60,7 +61,8 @@ def verify_packages(
     # PYTHONSAFEPATH: what lies in the working directory must not shadow what a user's process would import
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "distill.stages._verify_process", str(asked), str(answered)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    with console().status(f"a fresh process loads {', '.join(packages)}"):
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     (folder / "process.log").write_text(ran.stdout + ran.stderr)
     if ran.returncode or not answered.exists():
         last = (ran.stderr.strip() or ran.stdout.strip() or "no output").splitlines()[-1]
