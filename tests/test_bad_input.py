@@ -150,6 +150,6 @@ def test_prompts_longer_than_the_context_are_counted_and_said(run_cli, tmp_path,
         "loss=forward_kl",
     )
     assert ran.returncode == 0, ran.stderr
-    assert "2 rows were left out" in ran.stderr
+    assert "2 prompts do not fit the context of tiny_teacher" in ran.stderr
     (run,) = (tmp_path / "outputs" / "quickstart").iterdir()
-    assert "2 rows were left out" in (run / "logbook.md").read_text()
+    assert "2 prompts do not fit the context of tiny_teacher" in (run / "logbook.md").read_text()
