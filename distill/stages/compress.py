@@ -55,7 +55,7 @@ def make_package(
 def _heal(
     recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path
 ) -> Mapping[str, Any]:
-    """Trains an adapter on the quantised package with the recipe's loss and targets; it is saved in `adapter/`."""
+    """Trains an adapter on the quantised package with the recipe's loss and targets; see `_save_adapter`."""
     from distill.encoding import load_tokenizer
     from distill.stages._batches import plan_batches
     from distill.stages._rows import token_rows
