@@ -10,10 +10,13 @@ from distill.data import Data
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
 from distill.recipe import STAGES, Recipe
+from distill.targets.layout import MAX_VOCAB
 from distill.workspace import store_folder
 
 # A run of the smallest recipe leaves about this much; a full disk should be met here, not in the last stage.
 LEAST_FREE_BYTES = 300_000_000
+
+MAX_DENSE_VOCAB = 8192
 
 _loaded: list[tuple[Data, Examples]] = []
 
@@ -33,6 +36,7 @@ def check(recipe: Recipe) -> Examples:
         teacher = read_config(recipe.teacher.model, recipe.teacher.revision, "teacher.model")
     student = _student_config(recipe, teacher)
     _lengths_fit(recipe, student)
+    _targets_fit(recipe, teacher, student)
     examples = load(recipe.data)
     _answers_suffice(recipe, examples)
     # last, because these two load torch and transformers
@@ -76,6 +80,32 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if wrong:
         assert has is not None and recipe.student.kind == "pretrained"
         raise RecipeError(f"student.layers={layers}: {recipe.student.model} has layers 0 to {has - 1}, not {wrong}.")
+
+
+def _targets_fit(recipe: Recipe, teacher: dict[str, Any] | None, student: dict[str, Any]) -> None:
+    """Sizes that decide whether a kind of targets makes sense for these two checkpoints."""
+    vocab_size = (teacher or {}).get("vocab_size")
+    if vocab_size is None:
+        return
+    if vocab_size > MAX_VOCAB:
+        raise RecipeError(f"The teacher has {vocab_size:,} tokens; targets can be stored for {MAX_VOCAB:,} at most.")
+    if recipe.target_kind == "dense" and vocab_size > MAX_DENSE_VOCAB:
+        raise RecipeError(
+            f"teacher.targets=dense keeps {2 * vocab_size:,} bytes for each token of this teacher ({vocab_size:,} "
+            f"tokens; dense is for {MAX_DENSE_VOCAB:,} at most). Use sampled (forward_kl) or top_k."
+        )
+    if recipe.target_kind != "frozen_head":
+        return
+    size = student.get("hidden_size") or student.get("n_embd") or 0
+    if size >= vocab_size:
+        raise RecipeError(
+            f"teacher.targets=frozen_head keeps {size:,} numbers for each token, the whole distribution "
+            f"{vocab_size:,}. Use teacher.targets=dense."
+        )
+    if student.get("final_logit_softcapping"):
+        raise RecipeError(
+            "teacher.targets=frozen_head: the student caps its logits, so no average of its head is exact."
+        )
 
 
 def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:

@@ -10,12 +10,14 @@ from distill import results
 from distill.artifact import Artifact
 from distill.checkpoint import local_folder
 from distill.checks import check
-from distill.errors import VerificationFailed
+from distill.errors import StageFailed, VerificationFailed
 from distill.example import Examples
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
-from distill.responses import TeacherResponses
+from distill.responses import DamagedStore, TeacherResponses
 from distill.stages import compress, evaluate, teach, train, verify
+from distill.stages._local_teacher import how_to_load
+from distill.stages._open_teacher import open_teacher
 from distill.workspace import Workspace, copy_linked, store_folder
 
 
@@ -33,7 +35,10 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
         workspace.note(note)
     this = Run(recipe, examples, workspace, folder)
     for stage in STAGES[: STAGES.index(recipe.until) + 1]:
-        getattr(this, stage)()
+        try:
+            getattr(this, stage)()
+        except DamagedStore as damaged:
+            raise this.set_aside(damaged) from None
     if this.failed:
         said = "; ".join(f"{name}: {why}" for name, why in this.failed.items())
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
@@ -56,25 +61,25 @@ class Run:
 
     def teach(self) -> None:
         """prompts + teacher → responses"""
-        teacher, loss = self.recipe.teacher, self.recipe.loss
-        chosen = {
-            "targets": teacher.kind == "hf" and not teacher.live and loss.kind != "text",
-            "prompt_targets": self.recipe.training.prompt_weight > 0,
-            "seed": self.recipe.seed,
-        }
+        teacher = self.recipe.teacher
+        wanted = teach.Wanted(
+            kind=self.recipe.target_kind,
+            prompt_targets=self.recipe.training.prompt_weight > 0,
+            temperature=getattr(self.recipe.loss, "temperature", 1.0),
+            seed=self.recipe.seed,
+        )
+        inputs = {"data": self.examples.fingerprint, **self._weights("teacher", teacher)}
+        if wanted.kind == "frozen_head":
+            inputs |= self._weights("student", self.recipe.student)
 
         def make(scratch: Path) -> Mapping[str, Any] | None:
             if teacher.kind == "none":
                 return teach.copy_texts(self.examples.train, scratch)
-            return teach.ask(teacher, self.examples.train, scratch, **chosen)
+            engine = open_teacher(self.recipe, wanted, scratch, self.workspace.note)
+            return teach.ask(teacher, engine, self.examples.train, scratch)
 
-        self.answers = self.workspace.produce(
-            "responses",
-            "teach",
-            settings=teach.settings(teacher, **chosen),
-            inputs={"data": self.examples.fingerprint, **self._weights("teacher", teacher)},
-            make=make,
-        )
+        settings = teach.settings(teacher, wanted)
+        self.answers = self.workspace.produce("responses", "teach", settings=settings, inputs=inputs, make=make)
         self._notes(self.answers.path / "notes.json")
 
     def train(self) -> None:
@@ -125,8 +130,8 @@ class Run:
         teacher = self.recipe.teacher
         if teacher.kind == "hf":
             path = local_folder(teacher.model, teacher.revision)
-            dtype = teach.teacher_dtype(path, teacher.dtype)
-            self._score("teacher", path, self._weights("model", teacher), "transformers", dtype)
+            how = how_to_load(teacher, path)
+            self._score("teacher", path, self._weights("model", teacher), "transformers", how)
         for name, model in self.models.items():
             self._score(name, model.path / "checkpoint", {"model": model.fingerprint}, "transformers")
         for name, package in self.packages.items():
@@ -154,6 +159,15 @@ class Run:
         """The teacher's answers, opened for reading."""
         assert self.answers is not None
         return TeacherResponses(self.answers.path)
+
+    def set_aside(self, damaged: DamagedStore) -> StageFailed:
+        """Opens the damaged store again and takes out the shard, so that the same command asks its rows again."""
+        assert self.answers is not None
+        (self.workspace.reopen(self.answers) / damaged.shard.name).unlink(missing_ok=True)
+        return StageFailed(
+            f"{damaged} It was taken out of the store; all other shards stay.\n"
+            "The same command asks the teacher for its rows again, and goes on."
+        )
 
     def _verify_runtime(self, runtime: str, names: list[str]) -> None:
         student = self.models["student"]
@@ -187,7 +201,9 @@ class Run:
         else:
             self.proofs |= json.loads((proof.path / "proofs.json").read_text())
 
-    def _score(self, name: str, path: Path, inputs: Mapping[str, str], runtime: str, dtype: str | None = None) -> None:
+    def _score(
+        self, name: str, path: Path, inputs: Mapping[str, str], runtime: str, how: Mapping[str, Any] | None = None
+    ) -> None:
         teacher = self.scores.get("teacher")
 
         def make(scratch: Path) -> None:
@@ -201,10 +217,10 @@ class Run:
                 teacher=teacher.path if teacher else None,
                 is_teacher=name == "teacher",
                 tokenizer_from=self.models["student"].path / "checkpoint" if name in self.packages else None,
-                dtype=dtype,
+                how=how or {},
             )
 
-        device = {"runtime": runtime, "dtype": dtype, "gpu": gpu_name()}
+        device = {"runtime": runtime, **(how or {}), "gpu": gpu_name()}
         max_length = {"max_length": self.recipe.training.max_length}
         self.scores[name] = self.workspace.produce(
             "scores",

@@ -87,15 +87,38 @@ class Recipe:
             )
         if self.adapter.kind == "qlora" and self.student.kind != "pretrained":
             raise ValueError("adapter=qlora freezes the student's weights; a student from scratch has none worth that")
-        stored = self.teacher.kind != "none" and not self.teacher.live
-        if stored and self.loss.kind != "text" and self.loss.temperature != 1.0:
-            raise ValueError(
-                f"loss.temperature={self.loss.temperature}: stored targets keep their tail at temperature 1, and a "
-                "tail cannot be re-tempered. Use 1, or keep the teacher in memory with teacher.live=true"
-            )
+        self._check_targets()
         generated = self.teacher.kind != "none" and self.teacher.responses == "generate"
         if generated and getattr(self.data, "text_field", None):
             raise ValueError("data.text_field has no prompts to answer; use teacher.responses=data")
+
+    @property
+    def live(self) -> bool:
+        """Whether the teacher stays in memory beside the student."""
+        return self.teacher.kind == "hf" and self.teacher.live
+
+    @property
+    def target_kind(self) -> str | None:
+        """What is stored of the teacher's distributions; None when nothing is."""
+        if self.teacher.kind == "none" or self.live or self.loss.kind == "text":
+            return None
+        if self.teacher.targets == "auto":
+            return "sampled" if self.loss.kind == "forward_kl" else "top_k"
+        return self.teacher.targets
+
+    def _check_targets(self) -> None:
+        """Raises ValueError when the loss cannot be had from what would be stored."""
+        kind = self.target_kind
+        if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
+            raise ValueError(
+                f"teacher.targets={kind} with loss={self.loss.kind}: samples and averages of the teacher's "
+                "distribution are exact on average for forward_kl alone. Use teacher.targets=top_k or dense"
+            )
+        if kind == "frozen_head" and not (self.adapter.kind != "none" and _whole_checkpoint(self.student)):
+            raise ValueError(
+                "teacher.targets=frozen_head averages the student's output head once and for all, so that head must "
+                "not be trained: it needs adapter=lora or qlora, student=pretrained and all of its layers. Else use sampled"
+            )
 
 
 def parse(config: Mapping[str, Any]) -> Recipe:

@@ -1,44 +1,80 @@
 """TeacherResponses on disk, TeacherTargets in a batch: what the teacher said, asked once.
 
-A store is a folder with `header.json` and one file a batch, `batch-00000.safetensors`. Batches are fixed by the
-full list of prompts and are the unit of writing, so a crash loses at most the batch in flight and the next run
-makes the very same ones. Rows are found by number through `rows`, in any order, without reading the rest.
+A store is a folder: `header.json`, shards of rows (`shard-00000.bin`, see `_shards.py`), and an index by row number and
+by content. Everything is memory-mapped, so that opening a store of a billion tokens costs no memory, and any order of
+rows, packing, batch or number of processes reads the right row.
 """
 
 import json
-from collections import Counter
+import mmap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from distill.artifact import write_whole
+from distill._shards import TEXT_ID_BITS, Row, decode, key_of
 from distill.errors import StageFailed, TargetMismatch
+from distill.targets import Kind, Layout
+from distill.targets.packing import bits_for
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# T tokens of a row, S of them with targets, K targets kept for a token, B rows, V vocabulary, D hidden size
+__all__ = ["DamagedStore", "Header", "Row", "TeacherResponses", "TeacherTargets"]
+
+HEADER, SUMMARY, INDEX, KEYS, NUMBERS = "header.json", "summary.json", "index.npy", "keys.npy", "numbers.npy"
+INDEX_TYPE = np.dtype(
+    [("offset", "<i8"), ("shard", "<i4"), ("length", "<u4"), ("tokens", "<i4"), ("prompt", "<i4"), ("usable", "?")]
+)
+"""Where each row lies, and what a batch plan must know of it; `usable`: it has a response to learn from."""
+
+MAPPED_SHARDS = 128
+"""At once: each map holds a file open, and a process may often open no more than 1,024."""
+
+# B rows, T positions, K targets kept, V vocabulary, D hidden size
 
 
-@dataclass(frozen=True)
+class DamagedStore(StageFailed):
+    """A shard does not hold the bytes that were written; `shard` is the file, whose rows have to be asked again."""
+
+    def __init__(self, shard: Path):
+        super().__init__(f"{shard} is damaged: a row's checksum is wrong.")
+        self.shard = shard
+
+
+@dataclass(frozen=True, kw_only=True)
 class Header:
     """Who answered, and what a reader must share to use it."""
 
     teacher: str
-    revision: str | None
+    revision: str | None = None
     engine: str
     dtype: str
-    kind: Literal["text", "tokens", "top_k"]
-    tokenizer_hash: str | None
-    template_hash: str | None
-    vocab_size: int | None
-    top_k: int | None
-    target_temperature: float
+    kind: Literal["text", "tokens"] | Kind
+    """text: no token ids; tokens: token ids without targets; else the kind of targets."""
+    tokenizer_hash: str | None = None
+    template_hash: str | None = None
+    vocab_size: int | None = None
+    kept: int = 0
+    """See `Layout`."""
+    target_temperature: float = 1.0
+    seed: int | None = None
+    """Of the draws of sampled targets."""
+    always_keep: tuple[int, ...] = ()
+    """Token ids that are among every position's top-k targets."""
+    samples: int = 1
+    """Responses to each prompt: row `prompt * samples + sample`."""
     num_rows: int
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the targets are kept, None without."""
+        if self.kind in {"text", "tokens"}:
+            return None
+        assert self.vocab_size is not None
+        return Layout(self.kind, self.vocab_size, self.kept)  # type: ignore[arg-type]
 
     def require(self, *, tokenizer_hash: str, template_hash: str, student: str, store: Path) -> None:
         """Raises TargetMismatch, naming both sides, when a student's tokenizer is not the teacher's."""
@@ -50,142 +86,122 @@ class Header:
                 raise TargetMismatch(
                     f"{store} holds targets of {self.teacher} ({what} {ours}), but {student} has {what} {theirs}. "
                     "Choose a student of the same family, student=scratch (it takes the teacher's tokenizer), "
-                    "or loss=text."
+                    "loss=aligned for another tokenizer, or loss=text."
                 )
 
 
 @dataclass(frozen=True)
-class Row:
-    """One prompt with its response. Arrays are views into the file.
-
-    `source` is "data" or "teacher", "teacher, cut" for an answer that was cut, else why there is no response.
-    `input_ids_T` int32 with the prompt first and the end-of-sequence token last, or None in a text store.
-    `token_ids_SK` int32 and `logprobs_SK` float32: the likeliest next tokens at the last S of the T - 1 positions
-    that have a next token, natural logarithms at temperature 1; the rest of the mass is the tail.
-    """
-
-    number: int
-    text: str
-    source: str
-    input_ids_T: np.ndarray | None = None
-    prompt_length: int = 0
-    token_ids_SK: np.ndarray | None = None
-    logprobs_SK: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
 class TeacherTargets:
-    """What a loss receives: stored top-k targets, or the live teacher's hidden states. A loss never knows from where.
+    """What a loss receives: stored targets, or the live teacher's hidden states. A loss never knows from where.
 
-    kind "top_k": `token_ids_BTK` int32 (-1 pads), `logprobs_BTK` float32.
-    kind "live": `hidden_BTD` and `head_VD` with what the architecture does to its logits.
+    "top_k": `token_ids_BTK` int32 (-1 pads), `values_BTK` float32 log-probabilities at `temperature`.
+    "sampled": `token_ids_BTK`, `values_BTK` weights that add up to one, `entropy_BT` the teacher's own, in nats.
+    "dense": `logprobs_BTV` float32 at temperature 1.
+    "frozen_head": `vectors_BTD` the student's head under the teacher's distribution, `entropy_BT`.
+    "spans": `span_BT` int64, the span that each position's next token belongs to (-1: none), `span_logprob_BC` float32,
+    the teacher's log-probability of each span's text.
+    "live": `hidden_BTD` and `head_VD` with what the architecture does to its logits.
     """
 
-    kind: Literal["top_k", "live"]
+    kind: Literal["top_k", "sampled", "dense", "frozen_head", "spans", "live"]
+    temperature: float = 1.0
     token_ids_BTK: "Tensor | None" = None
-    logprobs_BTK: "Tensor | None" = None
+    values_BTK: "Tensor | None" = None
+    entropy_BT: "Tensor | None" = None
+    logprobs_BTV: "Tensor | None" = None
+    vectors_BTD: "Tensor | None" = None
+    span_BT: "Tensor | None" = None
+    span_logprob_BC: "Tensor | None" = None
     hidden_BTD: "Tensor | None" = None
     head_VD: "Tensor | None" = None
     bias_V: "Tensor | None" = None
     scale: float = 1.0
     softcap: float | None = None
 
+    @classmethod
+    def of_batch(cls, kind: str, temperature: float, batch: "Mapping[str, Tensor]") -> "TeacherTargets":
+        """From the arrays that the kind's own `batch()` laid out."""
+        fields = {name: batch[key] for key, name in _FIELDS.items() if key in batch}
+        return cls(kind, temperature, **fields)  # type: ignore[arg-type]
+
+
+_FIELDS = {
+    "token_ids": "token_ids_BTK",
+    "values": "values_BTK",
+    "entropy": "entropy_BT",
+    "logprobs": "logprobs_BTV",
+    "vectors": "vectors_BTD",
+    "span": "span_BT",
+    "span_logprob": "span_logprob_BC",
+}
+
 
 class TeacherResponses:
-    """A store, opened for reading. Memory-mapped: it costs what is read."""
+    """A store, opened for reading: rows by number, or by content."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.header = Header(**json.loads((path / "header.json").read_text()))
-        self._where: dict[int, tuple[Path, int]] = {}
-        for file in sorted(path.glob("batch-*.safetensors")):
-            for position, number in enumerate(_open_batch(file).tensors["rows"]):
-                self._where[int(number)] = (file, position)
-        if len(self._where) != self.header.num_rows:
-            raise StageFailed(
-                f"{path} holds {len(self._where)} of {self.header.num_rows} rows; delete it and run again."
-            )
+        if not (path / SUMMARY).exists():
+            raise StageFailed(f"{path} is no finished store of responses: it has no {SUMMARY}.")
+        header = json.loads((path / HEADER).read_text())
+        self.header = Header(**{**header, "always_keep": tuple(header["always_keep"])})
+        self.summary: dict[str, Any] = json.loads((path / SUMMARY).read_text())
+        self.layout = self.header.layout
+        self._id_bits = bits_for(self.header.vocab_size) if self.header.vocab_size else TEXT_ID_BITS
+        self._index: np.ndarray = np.load(path / INDEX, mmap_mode="r")
+        self._keys: np.ndarray = np.load(path / KEYS, mmap_mode="r")
+        self._numbers: np.ndarray = np.load(path / NUMBERS, mmap_mode="r")
+        self._shards: dict[int, memoryview] = {}
 
     def __len__(self) -> int:
         return self.header.num_rows
 
-    def sources(self) -> Counter[str]:
-        """How many rows have their text from where: the teacher, the data, or nowhere, and why."""
-        files = {file for file, _ in self._where.values()}
-        return Counter(source for file in files for _, source in _open_batch(file).texts)
-
     def __getitem__(self, number: int) -> Row:
+        """Row `number`.
+
+        Raises:
+            DamagedStore: its bytes are not what was written.
+        """
         if not 0 <= number < len(self):
             raise IndexError(number)
-        file, position = self._where[number]
-        return _open_batch(file).row(number, position)
+        offset, shard, length, *_ = self._index[number].item()
+        record = self._shard(shard)[offset : offset + length]
+        row = decode(record, self.layout, self._id_bits)
+        if row is None or row.number != number:
+            raise DamagedStore(shard_file(self.path, shard))
+        return row
+
+    def lengths(self, number: int) -> tuple[int, int] | None:
+        """Tokens of row `number` and of its prompt, without reading it; None when there is no response to learn."""
+        *_, tokens, prompt, usable = self._index[number].item()
+        return (tokens, prompt) if usable else None
+
+    def find(self, input_ids_T: np.ndarray) -> Row | None:
+        """The first row with these token ids, wherever it stands; None when there is none."""
+        key = key_of(input_ids_T)
+        wanted = np.uint64(int.from_bytes(key[:8], "little"))
+        for place in range(int(np.searchsorted(self._keys, wanted)), len(self)):
+            if self._keys[place] != wanted:
+                break
+            row = self[int(self._numbers[place])]
+            if row.key == key:
+                return row
+        return None
+
+    def _shard(self, number: int) -> memoryview:
+        if number not in self._shards:
+            if len(self._shards) == MAPPED_SHARDS:
+                del self._shards[next(iter(self._shards))]  # rows that still look into it keep it alive
+            file = shard_file(self.path, number)
+            try:
+                with file.open("rb") as opened:
+                    mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            except (FileNotFoundError, ValueError):  # gone, or empty
+                raise DamagedStore(file) from None
+            self._shards[number] = memoryview(mapped)
+        return self._shards[number]
 
 
-def write_batch(path: Path, rows: list[Row]) -> None:
-    """Writes one batch whole, or not at all."""
-    from safetensors.numpy import save
-
-    filled = cast(list[Any], rows)  # all rows of a batch have the same arrays, or none has
-    tensors: dict[str, np.ndarray] = {"rows": np.array([row.number for row in rows], dtype=np.int64)}
-    if rows and rows[0].input_ids_T is not None:
-        tensors["input_ids"] = np.concatenate([row.input_ids_T for row in filled]).astype(np.int32)
-        tensors["lengths"] = np.array([len(row.input_ids_T) for row in filled], dtype=np.int64)
-        tensors["prompt_lengths"] = np.array([row.prompt_length for row in rows], dtype=np.int64)
-    if rows and rows[0].token_ids_SK is not None:
-        tensors["target_ids"] = np.concatenate([row.token_ids_SK for row in filled]).astype(np.int32)
-        tensors["target_logprobs"] = np.concatenate([row.logprobs_SK for row in filled]).astype(np.float32)
-        tensors["target_lengths"] = np.array([len(row.token_ids_SK) for row in filled], dtype=np.int64)
-    texts = json.dumps([[row.text, row.source] for row in rows])
-    write_whole(path, save(tensors, metadata={"texts": texts}))
-
-
-def write_header(path: Path, header: Header) -> None:
-    """Writes `header.json`."""
-    write_whole(path / "header.json", json.dumps(asdict(header), indent=1))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    tensors: Mapping[str, np.ndarray]
-    texts: list[list[str]]
-
-    def row(self, number: int, position: int) -> Row:
-        text, source = self.texts[position]
-        if "input_ids" not in self.tensors:
-            return Row(number, text, source)
-        ids = self._part("input_ids", "lengths", position)
-        prompt_length = int(self.tensors["prompt_lengths"][position])
-        if "target_ids" not in self.tensors:
-            return Row(number, text, source, ids, prompt_length)
-        return Row(
-            number,
-            text,
-            source,
-            ids,
-            prompt_length,
-            self._part("target_ids", "target_lengths", position),
-            self._part("target_logprobs", "target_lengths", position),
-        )
-
-    def _part(self, name: str, lengths: str, position: int) -> np.ndarray:
-        ends = self.tensors[f"{lengths}_ends"]
-        start = int(ends[position - 1]) if position else 0
-        return self.tensors[name][start : int(ends[position])]
-
-
-@lru_cache(maxsize=4096)
-def _open_batch(file: Path) -> _Batch:
-    """Tensors of a safetensors file as memory maps; its own loader would copy the whole file into memory."""
-    with file.open("rb") as opened:
-        header_size = int.from_bytes(opened.read(8), "little")
-        header: dict[str, Any] = json.loads(opened.read(header_size))
-    texts = json.loads(header.pop("__metadata__")["texts"])
-    dtypes = {"I32": np.int32, "I64": np.int64, "F32": np.float32}
-    whole = np.memmap(file, dtype=np.uint8, mode="r", offset=8 + header_size) if header else np.empty(0, np.uint8)
-    tensors: dict[str, np.ndarray] = {}
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
-        tensors[name] = whole[start:end].view(dtypes[entry["dtype"]]).reshape(entry["shape"])
-        if name.endswith("lengths"):
-            tensors[f"{name}_ends"] = np.cumsum(tensors[name])
-    return _Batch(tensors, texts)
+def shard_file(folder: Path, number: int) -> Path:
+    """Where a shard of the store lies."""
+    return folder / f"shard-{number:05d}.bin"

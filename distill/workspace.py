@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from distill.artifact import Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
+from distill.artifact import MANIFEST, Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
 from distill.errors import StageFailed
 from distill.progress import console
 from distill.record import RunRecord
@@ -48,7 +48,7 @@ class Workspace:
                 self._finished(name, found, reused=True, why="sealed result exists", seconds=0.0)
                 return found
             why = self._why_new(kind, settings, inputs)
-            scratch = path.with_suffix(".scratch")
+            scratch = scratch_of(path)
             resuming = scratch.exists()
             scratch.mkdir(parents=True, exist_ok=True)
             self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
@@ -61,6 +61,15 @@ class Workspace:
             seconds = round(time.monotonic() - started, 2)
             self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
             return artifact
+
+    def reopen(self, artifact: Artifact) -> Path:
+        """Breaks the seal: the folder becomes a scratch folder again, from which its stage goes on. Returns it."""
+        scratch = scratch_of(artifact.path)
+        with locked(artifact.path.with_suffix(".lock")):
+            (artifact.path / MANIFEST).unlink()  # first: without it nothing is sealed, whatever happens next
+            shutil.rmtree(scratch, ignore_errors=True)
+            artifact.path.rename(scratch)
+        return scratch
 
     def say(self, name: str, words: str) -> None:
         """One line in the terminal."""
@@ -113,6 +122,11 @@ class Workspace:
             return "nothing made yet"
         names = [key.removeprefix("settings.").removeprefix("inputs.") for key in nearest]
         return "new: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") + " changed"
+
+
+def scratch_of(path: Path) -> Path:
+    """Where the artifact at `path` is made before it is sealed."""
+    return path.with_suffix(".scratch")
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -11,7 +11,20 @@ from tests.conftest import ROOT, cli_environment
 # Lowest first. A module may import from its own layer's line or from the lines below, options never from each other.
 LAYERS = [
     ["errors", "artifact", "shipped", "_new_run", "option", "example", "checkpoint"],
-    ["responses", "record", "progress", "family", "runtime", "encoding", "run_folder", "workspace"],
+    [
+        "targets",
+        "_shards",
+        "responses",
+        "_store_writer",
+        "served", "answer_file", "alignment",
+        "record",
+        "progress",
+        "family",
+        "runtime",
+        "encoding",
+        "run_folder",
+        "workspace",
+    ],
     ["data", "teacher", "student", "loss", "adapter", "compression", "evaluation", "tracking", "training"],
     ["recipe"],
     ["checks", "stages", "results"],

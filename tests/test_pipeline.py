@@ -143,7 +143,7 @@ def test_another_loss_asks_the_teacher_nothing_new(finished, arguments):
 @pytest.mark.parametrize(
     ("stage", "appears"),
     [
-        ("teach", "responses/*.scratch/batch-00002.safetensors"),
+        ("teach", "responses/*.scratch/shard-00000.bin"),
         ("train", "student/*.scratch/trainer/checkpoint-4/complete"),
         ("heal", "package/*.scratch/trainer/checkpoint-*/complete"),
         ("evaluate", "scores/*/scores.json"),
@@ -153,7 +153,8 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(stage, appears, finis
     process = start(tmp_path, *arguments)
     store = tmp_path / "outputs" / "store"
     deadline = time.monotonic() + 300
-    while not list(store.glob(appears)):
+    # a shard appears empty; some batches must be in it
+    while not any(file.suffix != ".bin" or file.stat().st_size > 2000 for file in store.glob(appears)):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -166,9 +167,26 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(stage, appears, finis
     if stage == "train":
         assert record["train baseline_text"]["resumed_from_step"] >= 4
     if stage == "teach":
-        assert record["teach"]["resumed_from_batch"] >= 1
+        assert 8 <= record["teach"]["resumed_after_rows"] < 40
     if stage in {"heal", "evaluate"}:
         assert record["train student"]["reused"]
+
+
+def test_a_damaged_shard_is_named_taken_out_and_asked_again(finished, arguments, tmp_path):
+    start(tmp_path, *arguments, "until=teach").communicate(timeout=200)
+    (shard,) = (tmp_path / "outputs/store/responses").glob("*/shard-00000.bin")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:])
+    process = start(tmp_path, *arguments, "until=train")
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1 and "Traceback" not in said, said
+    assert "shard-00000.bin is damaged" in " ".join(said.split()) and "asks the teacher for its rows again" in " ".join(
+        said.split()
+    )
+    assert not shard.exists()
+    _, said = start(tmp_path, *arguments).communicate(timeout=400)
+    assert shard.read_bytes() == whole
+    assert numbers(run_folders(tmp_path)[-1]) == numbers(run_folders(finished)[0]), said
 
 
 def test_a_package_that_says_something_else_fails_the_run(finished, arguments):

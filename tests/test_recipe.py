@@ -67,13 +67,14 @@ def test_yaml_repeats_no_default():
         ("seed=-1", ["seed=-1"]),
         ("compression.bf16.max_kl=1", ["compression.bf16.max_kl", "max_kl_nats"]),
         ("+compression=[lora]", ["lora"]),
-        ("loss.temperature=2", ["loss.temperature=2", "teacher.live=true"]),
+        ("teacher.targets=sampled loss=jsd", ["teacher.targets=sampled", "loss=jsd", "top_k"]),
+        ("teacher.targets=frozen_head", ["frozen_head", "adapter=lora", "student=pretrained"]),
         ("student.num_attention_heads=3", ["hidden_size=128", "3"]),
     ],
 )
 def test_a_mistake_is_named_in_the_words_of_the_recipe(override, words):
     with pytest.raises(RecipeError) as refused:
-        composed("TEACHER", override)
+        composed("TEACHER", *override.split())
     message = str(refused.value)
     assert all(word in message for word in words), message
     assert len(message.splitlines()) <= 6

@@ -19,7 +19,7 @@ class ForwardKl:
 
     kind: Literal["forward_kl"]
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Of both distributions; the divergence is multiplied by its square. Stored targets exist at 1 only."""
+    """Of both distributions; the divergence is multiplied by its square. Stored targets are made at it."""
     hard_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight of the cross-entropy with the text; the divergence gets the rest."""
 

@@ -12,7 +12,18 @@ INT8: Mapping[str, Any] = {"load_in_8bit": True}
 NF4: Mapping[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
-def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = None) -> Any:
+def load_as(
+    folder: Path | str, *, dtype: Any = None, device: str | None = None, quantise: str | None, device_map: str | None
+) -> Any:
+    """`load_quantised` where `quantise` ("nf4", "int8") asks for it, else `load_model`."""
+    if quantise is not None:
+        return load_quantised(folder, quantise, rest=dtype, device=device, device_map=device_map)
+    return load_model(folder, dtype=dtype, device=device, device_map=device_map)
+
+
+def load_model(
+    folder: Path | str, *, dtype: Any = None, device: str | None = None, device_map: str | None = None
+) -> Any:
     """The model of a package in eval mode: a `PreTrainedModel`, or a `PeftModel` where the package has an adapter.
 
     An `adapter/` folder counts beside quantised weights only: a student that was trained with an adapter keeps it
@@ -22,6 +33,7 @@ def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = No
         folder: see `distill.runtime.hf.Transformers`.
         dtype: a torch dtype or its name; None keeps what is stored.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
+        device_map: "auto" spreads the layers over all GPUs and the CPU's memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -39,7 +51,7 @@ def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = No
         model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype="auto" if dtype is None else dtype,
-            device_map={"": device or default_device()},
+            device_map=device_map or {"": device or default_device()},
             trust_remote_code=False,
             local_files_only=Path(base).is_dir(),
         )
@@ -55,7 +67,12 @@ def load_model(folder: Path | str, *, dtype: Any = None, device: str | None = No
 
 
 def load_quantised(
-    folder: Path | str, how: str | Mapping[str, Any], *, rest: Any = None, device: str | None = None
+    folder: Path | str,
+    how: str | Mapping[str, Any],
+    *,
+    rest: Any = None,
+    device: str | None = None,
+    device_map: str | None = None,
 ) -> Any:
     """A float checkpoint whose linear layers are quantised while it loads, in eval mode.
 
@@ -66,7 +83,7 @@ def load_quantised(
         folder: a checkpoint with float weights; each layer is quantised from the stored values.
         how: "nf4", "int8", or the arguments of `transformers.BitsAndBytesConfig`.
         rest: torch dtype of what is not quantised, and of 4-bit products; None keeps the stored one.
-        device: as for `load_model`.
+        device, device_map: as for `load_model`.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -77,7 +94,7 @@ def load_quantised(
             folder,
             dtype="auto",
             quantization_config=BitsAndBytesConfig(**arguments),
-            device_map={"": device or default_device()},
+            device_map=device_map or {"": device or default_device()},
             trust_remote_code=False,
             local_files_only=Path(folder).is_dir(),
         )

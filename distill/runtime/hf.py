@@ -16,9 +16,9 @@ import numpy as np
 from distill.errors import DataError
 from distill.runtime._cache import empty_cache
 from distill.runtime._cpu_attention import use_cpu_attention
-from distill.runtime._loading import load_like, load_model, load_quantised
+from distill.runtime._loading import load_as, load_like, load_model, load_quantised
 
-__all__ = ["Transformers", "load_model", "load_quantised"]
+__all__ = ["Transformers", "load_as", "load_model", "load_quantised"]
 
 if TYPE_CHECKING:
     import torch
@@ -39,18 +39,30 @@ class Transformers:
 
     Weights and computation keep the stored dtype unless `dtype` (a torch dtype or its name) says otherwise.
     With `like`, the folder of a bitsandbytes package, the float checkpoint `folder` is quantised here and now in the
-    way that package was: what a package must equal bit for bit.
+    way that package was: what a package must equal bit for bit. `quantise` and `device_map`: see `load_as`. With `model`,
+    that model is taken as it is, and only the tokenizer is read from `folder`.
     `trust_remote_code` is always off, and nothing is looked up online when the folder exists.
     The model is in eval mode and never packs its 4-bit weights (see `disable_cpu_packing`).
     """
 
     name = "transformers"
 
-    def __init__(self, folder: Path | str, *, dtype: Any = None, device: str | None = None, like: Path | None = None):
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        dtype: Any = None,
+        device: str | None = None,
+        quantise: str | None = None,
+        device_map: str | None = None,
+        like: Path | None = None,
+        model: Any = None,
+    ):
         self.folder = folder
-        self.model: Any = (
-            load_model(folder, dtype=dtype, device=device) if like is None else load_like(folder, like, device)
-        )
+        if model is None:
+            how = {"dtype": dtype, "device": device, "quantise": quantise, "device_map": device_map}
+            model = load_as(folder, **how) if like is None else load_like(folder, like, device)
+        self.model: Any = model
         self.device: str = next(self.model.parameters()).device.type
         self.tokenizer = _load_tokenizer(folder)
         # PEFT's wrapper adds a call per forward and hides nothing that we need: its layers live inside the model.

@@ -2,20 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distill.encoding import encode_prompt, encode_response
 from distill.errors import DataError
 from distill.example import Example
-from distill.responses import Row, TeacherResponses
+from distill.responses import TeacherResponses
+from distill.targets import KINDS, Places, RowTargets
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-# B rows, T tokens of a row, S positions with targets, K targets kept
+# B rows, T tokens of a row
 
 IGNORED = -100
 PAD_TO = 8
@@ -23,12 +24,25 @@ PAD_TO = 8
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row as tokens: `input_ids_T` int32, prompt first; its number in the data; where its targets lie."""
+    """One row to train on: its number, its length and its prompt's in tokens, and where the tokens are.
+
+    The tokens are in the store, or, where the student has a tokenizer of its own, in `given_T`.
+    """
 
     number: int
-    input_ids_T: np.ndarray
+    length: int
     prompt_length: int
     store: TeacherResponses | None = None
+    given_T: np.ndarray | None = None
+
+    def read(self) -> tuple[np.ndarray, RowTargets | None]:
+        """`input_ids_T` int32, prompt first, and the targets of the whole stored row, which may be longer."""
+        if self.given_T is not None:
+            return self.given_T, None
+        assert self.store is not None
+        row = self.store[self.number]
+        assert row.input_ids_T is not None
+        return row.input_ids_T[: self.length], row.targets
 
 
 @dataclass
@@ -39,13 +53,19 @@ class TokenRows:
     cut_responses: int = 0
     left_out: int = 0
 
-    def add(self, number: int, ids: np.ndarray, prompt_length: int, max_length: int, store=None) -> None:
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [row.length for row in self.rows]
+
+    def add(self, number: int, length: int, prompt_length: int, max_length: int, store=None, ids=None) -> None:
         """Keeps the row if at least one response token fits beside its prompt."""
         if prompt_length >= max_length:
             self.left_out += 1
             return
-        self.cut_responses += len(ids) > max_length
-        self.rows.append(TokenRow(number, ids[:max_length], prompt_length, store))
+        self.cut_responses += length > max_length
+        given = None if ids is None else ids[:max_length]
+        self.rows.append(TokenRow(number, min(length, max_length), prompt_length, store, given))
 
     def notes(self, max_length: int) -> list[str]:
         """What was cut, in words; empty when nothing was."""
@@ -66,34 +86,52 @@ def token_rows(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     max_length: int,
-    own_answers: bool = False,
     same_tokenizer: bool,
 ) -> TokenRows:
-    """The responses' rows (or, with `own_answers`, the data's own labelled rows) as tokens of the student.
+    """The responses' rows as tokens of the student.
 
     Raises:
         DataError: nothing is left to train on.
     """
     made = TokenRows()
-    for number, example in enumerate(examples):
-        if own_answers:
-            if example.response is None:
-                continue
-            row = Row(number, example.response, "data")
-        else:
-            row = responses[number]
-        if row.source not in {"data", "teacher", "teacher, cut"}:
+    in_store = same_tokenizer and responses.header.kind != "text"
+    for number in range(len(responses)):
+        lengths = responses.lengths(number)
+        if lengths is None:
             continue  # teach said why, and how many
-        if row.input_ids_T is not None and same_tokenizer:
-            store = responses if row.token_ids_SK is not None else None
-            made.add(number, row.input_ids_T, row.prompt_length, max_length, store)
+        if in_store:
+            made.add(number, *lengths, max_length, store=responses)
         else:
-            prompt = encode_prompt(tokenizer, example.prompt)
-            ids = np.array(prompt + encode_response(tokenizer, row.text), dtype=np.int32)
-            made.add(number, ids, len(prompt), max_length)
+            _add_text(
+                made,
+                tokenizer,
+                number,
+                examples[number // responses.header.samples],
+                responses[number].text,
+                max_length,
+            )
+    return _not_empty(made, len(responses), max_length)
+
+
+def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> TokenRows:
+    """The data's own labelled rows as tokens of the student. Raises like `token_rows`."""
+    made = TokenRows()
+    for number, example in enumerate(examples):
+        if example.response is not None:
+            _add_text(made, tokenizer, number, example, example.response, max_length)
+    return _not_empty(made, len(examples), max_length)
+
+
+def _add_text(made: TokenRows, tokenizer, number: int, example: Example, response: str, max_length: int) -> None:
+    prompt = encode_prompt(tokenizer, example.prompt)
+    ids = np.array(prompt + encode_response(tokenizer, response), dtype=np.int32)
+    made.add(number, len(ids), len(prompt), max_length, ids=ids)
+
+
+def _not_empty(made: TokenRows, num_rows: int, max_length: int) -> TokenRows:
     if not made.rows:
         raise DataError(
-            f"No row is left to train on: of {len(examples)}, {made.left_out} have prompts that reach "
+            f"No row is left to train on: of {num_rows}, {made.left_out} have prompts that reach "
             f"training.max_length={max_length}; the others have no answer."
         )
     return made
@@ -105,24 +143,25 @@ def collate(
     """One right-padded batch: position t of `labels` and `weights` speaks of token t + 1.
 
     input_ids, attention_mask, labels int64 and weights float32 `[B, T]`; with `target_vocab`, the size of the
-    student's vocabulary, also token_ids int32 and logprobs float32 `[B, T, K]`, where -1 and 0 pad.
+    student's vocabulary, also what the store's kind of targets lays out (its `batch()` says what).
     """
     import torch
 
     # few different lengths: oneDNN and cuBLAS keep a plan, with its buffers, for each shape that they meet
-    longest = max(len(row.input_ids_T) for row in rows)
+    longest = max(row.length for row in rows)
     B, T = len(rows), -(-longest // PAD_TO) * PAD_TO
     input_ids = np.full((B, T), pad_id, dtype=np.int64)
     attention_mask = np.zeros((B, T), dtype=np.int64)
     labels = np.full((B, T), IGNORED, dtype=np.int64)
     weights = np.zeros((B, T), dtype=np.float32)
-    for b, row in enumerate(rows):
-        length = len(row.input_ids_T)
-        input_ids[b, :length] = row.input_ids_T
+    read = [row.read() for row in rows]
+    for b, (row, (ids, _)) in enumerate(zip(rows, read, strict=True)):
+        length = len(ids)
+        input_ids[b, :length] = ids
         attention_mask[b, :length] = 1
         weights[b, : length - 1] = prompt_weight
         weights[b, row.prompt_length - 1 : length - 1] = 1.0
-        labels[b, : length - 1] = np.where(weights[b, : length - 1] > 0, row.input_ids_T[1:], IGNORED)
+        labels[b, : length - 1] = np.where(weights[b, : length - 1] > 0, ids[1:], IGNORED)
     batch: Mapping[str, np.ndarray] = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -131,22 +170,22 @@ def collate(
         "rows": np.array([row.number for row in rows], dtype=np.int64),
     }
     if target_vocab is not None:
-        batch = {**batch, **_collate_targets(rows, T, target_vocab)}
+        batch = {**batch, **_collate_targets(rows, [targets for _, targets in read], T, target_vocab)}
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def _collate_targets(rows: Sequence[TokenRow], T: int, vocab_size: int) -> dict[str, np.ndarray]:
-    # Any: token_rows gives a store only to rows that have targets
-    stored = [cast(Any, row.store)[row.number] for row in rows]
-    K = stored[0].token_ids_SK.shape[1]
-    token_ids = np.full((len(rows), T, K), -1, dtype=np.int32)
-    logprobs = np.zeros((len(rows), T, K), dtype=np.float32)
-    for b, (row, said) in enumerate(zip(rows, stored, strict=True)):
+def _collate_targets(rows: Sequence[TokenRow], targets: list, T: int, vocab_size: int) -> dict[str, np.ndarray]:
+    layout = rows[0].store.layout if rows[0].store else None
+    assert layout is not None
+    firsts, counts = [], []
+    for row, said in zip(rows, targets, strict=True):
+        stored = row.store.lengths(row.number) if row.store and row.store.layout == layout else None
+        assert stored is not None  # all stores of a training keep their targets in the same way
         # targets belong to the last S of the positions that the whole stored row has; the row may have been cut
-        first = len(said.input_ids_T) - 1 - len(said.token_ids_SK)
-        kept = max(0, len(row.input_ids_T) - 1 - first)
-        token_ids[b, first : first + kept] = said.token_ids_SK[:kept]
-        logprobs[b, first : first + kept] = said.logprobs_SK[:kept]
-    # padding tokens of a teacher whose vocabulary is padded further than the student's: their mass goes to the tail
-    token_ids[token_ids >= vocab_size] = -1
-    return {"token_ids": token_ids, "logprobs": logprobs}
+        firsts.append(stored[0] - 1 - len(said))
+        counts.append(max(0, row.length - 1 - firsts[-1]))
+    laid_out = KINDS[layout.kind].batch(targets, Places((len(rows), T), firsts, counts), layout)
+    if "token_ids" in laid_out:
+        # padding tokens of a teacher whose vocabulary is padded further than the student's: their mass goes to the tail
+        laid_out["token_ids"][laid_out["token_ids"] >= vocab_size] = -1
+    return laid_out

@@ -22,7 +22,7 @@ from distill.errors import StageFailed
 from distill.family.head import hidden_states, output_head
 from distill.loss._divergence import LossTerms, StudentOutput
 from distill.progress import bar
-from distill.responses import TeacherTargets
+from distill.responses import Header, TeacherTargets
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._rows import IGNORED, TokenRow, collate
@@ -64,8 +64,9 @@ def train(
     if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
         # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
         model.set_attn_implementation("eager")
-    stored_targets = rows[0].store is not None and loss.kind != "text" and live_teacher is None
-    vocab_size = output_head(model).weight_VD.shape[0] if stored_targets else None
+    store = rows[0].store
+    stored = store is not None and store.layout is not None and loss.kind != "text" and live_teacher is None
+    vocab_size = output_head(model).weight_VD.shape[0] if stored else None
     trainer = _DistillTrainer(
         model=model,
         args=_arguments(training, plan.steps, seed, folder),
@@ -74,6 +75,7 @@ def train(
         plan=plan,
         distill_loss=loss,
         live_teacher=live_teacher,
+        stored=store.header if store and stored else None,
         bf16=bf16,
     )
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -119,12 +121,13 @@ class _DistillTrainer(Trainer):
     # We return the sum over a micro-batch divided by the global token count: nothing else may be divided.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, plan: BatchPlan, distill_loss, live_teacher, bf16: bool, **arguments):
+    def __init__(self, *, plan: BatchPlan, distill_loss, live_teacher, stored: Header | None, bf16: bool, **arguments):
         super().__init__(**arguments)
         self.plan = plan
         self.distill_loss = distill_loss
         # a tuple hides the teacher from everything that walks over submodules: it is never trained, saved or wrapped
         self.live_teacher = (live_teacher,)
+        self.stored = stored
         self.autocast_bf16 = bf16
 
     @property
@@ -176,8 +179,8 @@ class _DistillTrainer(Trainer):
                 scale=head.scale,
                 softcap=head.softcap,
             )
-        if "token_ids" in inputs:
-            return TeacherTargets("top_k", token_ids_BTK=inputs["token_ids"], logprobs_BTK=inputs["logprobs"])
+        if self.stored is not None:
+            return TeacherTargets.of_batch(self.stored.kind, self.stored.target_temperature, inputs)
         return None
 
     def _stop_not_finite(self, loss: Tensor, rows: Tensor) -> None:

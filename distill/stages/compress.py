@@ -84,12 +84,11 @@ def _heal(
         max_length=training.max_length,
         same_tokenizer=speaks_like(responses, tokenizer),
     )
-    lengths = [len(row.input_ids_T) for row in made.rows]
     plan = plan_batches(
-        lengths, batch_size=training.batch_size, seed=recipe.seed, epochs=1, max_steps=compression.max_steps
+        made.lengths, batch_size=training.batch_size, seed=recipe.seed, epochs=1, max_steps=compression.max_steps
     )
     model = _with_adapter(compression, student, folder / "package", recipe.seed)
-    live = recipe.teacher.kind == "hf" and recipe.teacher.live and recipe.loss.kind != "text"
+    live = recipe.live and recipe.loss.kind != "text"
     with same_threads(folder):
         trained = train(
             model,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def score_model(
     teacher: Path | None,
     is_teacher: bool = False,
     tokenizer_from: Path | None = None,
-    dtype: str | None = None,
+    how: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Leaves `scores.json`, `answers.json` and, for the teacher, `logprobs.npy`, against which others are compared.
 
@@ -50,9 +51,9 @@ def score_model(
         tokenizer_from: where the tokenizer is when not beside the weights: a GGUF has its own, of which verify
             showed that it gives the same token ids.
         teacher: the folder in which the teacher's own scores lie, or None without a teacher.
-        dtype: None for "as stored".
+        how: how transformers loads it, where not as stored: see `distill.runtime.hf.Transformers`.
     """
-    with open_runtime(path, runtime, dtype, context=max_length + evaluation.max_new_tokens) as model:
+    with open_runtime(path, runtime, how, context=max_length + evaluation.max_new_tokens) as model:
         tokenizer = load_tokenizer(tokenizer_from or path)
         row_sets = {name: list(rows)[: evaluation.rows] for name, rows in row_sets.items()}
         answers, no_room = _answers(model, tokenizer, evaluation, row_sets)
@@ -77,7 +78,7 @@ def score_model(
     write_whole(folder / "scores.json", json.dumps(facts, indent=1))
 
 
-def open_runtime(path: Path, runtime: str, dtype: str | None = None, *, context: int):
+def open_runtime(path: Path, runtime: str, how: Mapping[str, Any], *, context: int):
     """The model in the runtime that its users have, with room for `context` tokens where that must be said."""
     if runtime == "llama.cpp":
         from distill.runtime.llama_cpp import LlamaCpp
@@ -85,7 +86,7 @@ def open_runtime(path: Path, runtime: str, dtype: str | None = None, *, context:
         return LlamaCpp(path, context=context)
     from distill.runtime.hf import Transformers
 
-    return Transformers(path, dtype=dtype)
+    return Transformers(path, **how)
 
 
 def package_bytes(path: Path) -> int:

@@ -37,7 +37,7 @@ def settings(recipe: Recipe, name: str) -> dict[str, Any]:
         "loss": asdict(recipe.loss) if name == "student" else {"kind": "text"},
         "training": training,
         "data": "own answers" if name == "baseline_no_teacher" else "responses",
-        "live": name == "student" and recipe.teacher.kind == "hf" and recipe.teacher.live,
+        "live": name == "student" and recipe.live,
         "seed": recipe.seed,
     }
 
@@ -47,7 +47,7 @@ def train_student(
 ) -> Mapping[str, Any]:
     """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`."""
     from distill.stages._batches import plan_batches, plan_tokens
-    from distill.stages._rows import token_rows
+    from distill.stages._rows import own_rows, token_rows
     from distill.stages._trainer import train, write_curve
 
     done = folder / "training.json"
@@ -63,10 +63,10 @@ def train_student(
             student="the student",
             store=responses.path,
         )
-    training, limits = recipe.training, {"max_length": recipe.training.max_length, "same_tokenizer": same}
-    made = token_rows(examples, responses, tokenizer, **limits)
+    training, max_length = recipe.training, recipe.training.max_length
+    made = token_rows(examples, responses, tokenizer, max_length=max_length, same_tokenizer=same)
     plan = plan_batches(
-        [len(row.input_ids_T) for row in made.rows],
+        made.lengths,
         batch_size=training.batch_size,
         seed=recipe.seed,
         epochs=training.num_train_epochs,
@@ -74,11 +74,10 @@ def train_student(
     )
     if name == "baseline_no_teacher":
         budget = plan.tokens
-        made = token_rows(examples, responses, tokenizer, own_answers=True, **limits)
-        lengths = [len(row.input_ids_T) for row in made.rows]
-        plan = plan_tokens(lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
+        made = own_rows(examples, tokenizer, max_length=max_length)
+        plan = plan_tokens(made.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
     model = _build(recipe, tokenizer, folder)
-    live = name == "student" and recipe.teacher.kind == "hf" and recipe.teacher.live
+    live = name == "student" and recipe.live
     with same_threads(folder) as threads:
         trained = train(
             model,
@@ -106,8 +105,8 @@ def student_tokenizer(recipe: Recipe, examples: Sequence[Example]) -> "PreTraine
     """The checkpoint's own; for a student from scratch the teacher's, else one trained on the data's labelled rows."""
     if recipe.student.kind == "pretrained":
         return load_tokenizer(local_folder(recipe.student.model, recipe.student.revision))
-    if recipe.teacher.kind == "hf":
-        return load_tokenizer(local_folder(recipe.teacher.model, recipe.teacher.revision))
+    if recipe.teacher.tokenizer_from is not None:
+        return load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
     texts = (text for example in examples for text in (prompt_text(example), example.response or ""))
     return train_tokenizer(texts, recipe.student.vocab_size)
 
@@ -150,12 +149,13 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
 
 
 def live_teacher(recipe: Recipe) -> "PreTrainedModel":
-    from distill.runtime.hf import load_model
-    from distill.stages.teach import teacher_dtype
+    """The teacher's model, to be kept beside the student."""
+    from distill.runtime.hf import load_as
+    from distill.stages._local_teacher import how_to_load
 
     assert recipe.teacher.kind == "hf"
     folder = local_folder(recipe.teacher.model, recipe.teacher.revision)
-    return load_model(folder, dtype=teacher_dtype(folder, recipe.teacher.dtype)).requires_grad_(False)
+    return load_as(folder, **how_to_load(recipe.teacher, folder)).requires_grad_(False)
 
 
 def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
@@ -175,10 +175,11 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, fold
     with quiet():
         model.float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    from_where = recipe.student if recipe.student.kind == "pretrained" else recipe.teacher
-    if from_where.kind == "none":
+    student = recipe.student
+    from_where = (student.model, student.revision) if student.kind == "pretrained" else recipe.teacher.tokenizer_from
+    if from_where is None:
         return
-    source = local_folder(from_where.model, from_where.revision)
+    source = local_folder(*from_where)
     if (source / "tokenizer.model").is_file():
         shutil.copy2(
             source / "tokenizer.model", folder

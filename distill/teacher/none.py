@@ -1,6 +1,6 @@
 """`teacher=none`: the student learns the data's own answers."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -12,3 +12,5 @@ class NoTeacher:
     """No teacher: the data's own text is what is learnt. For training teachers and baselines."""
 
     kind: Literal["none"]
+
+    tokenizer_from: ClassVar[None] = None

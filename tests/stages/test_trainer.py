@@ -1,19 +1,23 @@
 """The trainer's rules, each a bug that somebody shipped (design.md §9)."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from distill.errors import StageFailed
+from distill._store_writer import StoreWriter
+from distill.errors import StageFailed, TargetMismatch
 from distill.loss.forward_kl import ForwardKl
 from distill.loss.reverse_kl import ReverseKl
 from distill.loss.text import Text
-from distill.responses import Header, Row, TeacherResponses, write_batch, write_header
+from distill.responses import Header, Row, TeacherResponses
 from distill.stages._batches import BatchPlan, plan_batches
 from distill.stages._rows import IGNORED, TokenRow, collate, token_rows
 from distill.stages._trainer import train
+from distill.targets.dense import DenseTargets
+from distill.targets.frozen_head import FrozenHeadTargets
+from distill.targets.sampled import SampledTargets
+from distill.targets.sampling import systematic_draws
+from distill.targets.top_k import TopKTargets
 from distill.training import Training
 
 K, V = 6, 40
@@ -28,40 +32,48 @@ def small_llama(seed=0, **more):
     return LlamaForCausalLM(config).float()
 
 
-@pytest.fixture
-def store(tmp_path):
-    """24 rows of random tokens with the log-probabilities of a random teacher's six likeliest tokens."""
+def random_rows(targets_of, *, prompt_targets=True):
+    """24 rows of random tokens, and a random teacher's log-probabilities `[T - 1, V]` turned into targets."""
     rng = np.random.default_rng(0)
-    rows = []
+    rows, dense = [], []
     for number in range(24):
         length, prompt = int(rng.integers(8, 20)), int(rng.integers(2, 6))
         logits = rng.normal(size=(length - 1, V)) * 2
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        top = np.argsort(-logprobs, axis=1)[:, :K]
         ids = rng.integers(0, V, size=length).astype(np.int32)
-        rows.append(
-            Row(
-                number,
-                "text",
-                "teacher",
-                ids,
-                prompt,
-                top.astype(np.int32),
-                np.take_along_axis(logprobs, top, axis=1).astype(np.float32),
-            )
-        )
-    folder = tmp_path / "store"
-    folder.mkdir()
-    write_batch(folder / "batch-00000.safetensors", rows[:10])
-    write_batch(folder / "batch-00001.safetensors", rows[10:])
-    header = dict(teacher="t", revision=None, engine="e", dtype="float32", kind="top_k", tokenizer_hash="x")
-    header |= dict(template_hash="y", vocab_size=V, top_k=K, target_temperature=1.0, num_rows=24)
-    write_header(folder, Header(**header))
+        first = 0 if prompt_targets else prompt - 1
+        targets = targets_of(logprobs[first:], ids[first + 1 :])
+        rows.append(Row(number, "text", "teacher", ids, prompt, targets))
+        dense.append(logprobs)
+    return rows, dense
+
+
+def stored(folder, rows, kind, kept=0):
+    header = Header(teacher="t", engine="e", dtype="float32", kind=kind, vocab_size=V, kept=kept, num_rows=len(rows))
+    folder.mkdir(exist_ok=True)
+    writer = StoreWriter(folder, header, [range(10), range(10, len(rows))])
+    for numbers in writer.missing():
+        writer.write([rows[n] for n in numbers])
+    writer.finish()
     return TeacherResponses(folder)
 
 
+def top_k_targets(logprobs, next_tokens):
+    top = np.argsort(-logprobs, axis=1)[:, :K]
+    kept = np.take_along_axis(logprobs, top, axis=1)
+    tail = np.log(1 - np.exp(kept).sum(axis=1))
+    nothing = np.zeros(len(top), np.float32)
+    return TopKTargets(top.astype(np.int32), kept.astype(np.float32), tail.astype(np.float32), nothing, nothing)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """24 rows of random tokens with the log-probabilities of a random teacher's six likeliest tokens."""
+    return stored(tmp_path / "store", random_rows(top_k_targets)[0], "top_k", K)
+
+
 def rows_of(store):
-    return [TokenRow(n, store[n].input_ids_T, store[n].prompt_length, store) for n in range(len(store))]
+    return [TokenRow(n, *store.lengths(n), store) for n in range(len(store))]
 
 
 def trained(store, folder, *, model=None, loss=None, steps=4, live=None, **options):
@@ -76,9 +88,7 @@ def trained(store, folder, *, model=None, loss=None, steps=4, live=None, **optio
     }
     training = Training(**options)
     rows = rows_of(store)
-    plan = plan_batches(
-        [len(r.input_ids_T) for r in rows], batch_size=training.batch_size, seed=0, epochs=1, max_steps=steps
-    )
+    plan = plan_batches([r.length for r in rows], batch_size=training.batch_size, seed=0, epochs=1, max_steps=steps)
     curve = train(
         model,
         rows,
@@ -104,8 +114,8 @@ def expected_first_loss(store, rows, model, hard_weight, prompt_weight):
         logq = torch.log_softmax(logits, dim=-1)
         for t in range(len(row.input_ids_T) - 1):
             w = 1.0 if t + 1 >= row.prompt_length else prompt_weight
-            ids = torch.tensor(np.array(row.token_ids_SK[t])).long()
-            logp = torch.tensor(np.array(row.logprobs_SK[t])).double()
+            ids = torch.tensor(np.array(row.targets.token_ids_SK[t])).long()
+            logp = torch.tensor(np.array(row.targets.logprobs_SK[t])).double()
             tail_p, tail_q = 1 - logp.exp().sum(), 1 - logq[t, ids].exp().sum()
             kl = (logp.exp() * (logp - logq[t, ids])).sum() + tail_p * (tail_p / tail_q).log()
             ce = -logq[t, int(row.input_ids_T[t + 1])]
@@ -117,7 +127,7 @@ def expected_first_loss(store, rows, model, hard_weight, prompt_weight):
 def test_the_loss_is_the_definition_divided_once_by_the_tokens_weights(store, tmp_path):
     _, losses = trained(store, tmp_path / "a", steps=1)
     rows = rows_of(store)
-    plan = plan_batches([len(r.input_ids_T) for r in rows], batch_size=8, seed=0, epochs=1, max_steps=1)
+    plan = plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=1)
     expected = expected_first_loss(store, plan.batches[0], small_llama(), 0.2, 0.3)
     assert losses[0] == pytest.approx(expected, rel=2e-6)
 
@@ -139,8 +149,8 @@ def test_padding_changes_nothing(store):
     batch = collate(rows, pad_id=0, prompt_weight=0.3, target_vocab=V)
     for b, row in enumerate(rows):
         alone = collate([row], pad_id=7, prompt_weight=0.3, target_vocab=V)
-        length = len(row.input_ids_T)
-        for name in ("input_ids", "labels", "weights", "token_ids", "logprobs"):
+        length = row.length
+        for name in ("input_ids", "labels", "weights", "token_ids", "values"):
             assert torch.equal(batch[name][b, : length - 1], alone[name][0, : length - 1]), name
         assert (batch["labels"][b, length - 1 :] == IGNORED).all()
 
@@ -157,27 +167,117 @@ def test_labels_and_weights_are_shifted_together(store):
     batch = collate([row], pad_id=0, prompt_weight=0.0, target_vocab=V)
     labels, first = batch["labels"][0], row.prompt_length - 1
     assert (labels[:first] == IGNORED).all()
-    assert labels[first] == row.input_ids_T[row.prompt_length]
-    assert torch.equal(batch["token_ids"][0, first], torch.tensor(np.array(store[0].token_ids_SK[first])))
+    assert labels[first] == store[0].input_ids_T[row.prompt_length]
+    assert torch.equal(batch["token_ids"][0, first], torch.tensor(store[0].targets.token_ids_SK[first]))
 
 
 def test_targets_of_response_positions_alone_stay_in_place(store, tmp_path):
     """A store without prompt targets holds the last S positions; they must not slide to the front."""
-    full = store[3]
-    kept = len(full.input_ids_T) - full.prompt_length
-    part = Row(
-        0, "t", "teacher", full.input_ids_T, full.prompt_length, full.token_ids_SK[-kept:], full.logprobs_SK[-kept:]
-    )
-    folder = tmp_path / "part"
-    folder.mkdir()
-    write_batch(folder / "batch-00000.safetensors", [part])
-    header = json.loads((store.path / "header.json").read_text()) | {"num_rows": 1}
-    write_header(folder, Header(**header))
-    reopened = TeacherResponses(folder)
-    row = TokenRow(0, reopened[0].input_ids_T, full.prompt_length, reopened)
-    short, whole = (collate([r], pad_id=0, prompt_weight=0.0, target_vocab=V) for r in (row, rows_of(store)[3]))
+    part = stored(tmp_path, random_rows(top_k_targets, prompt_targets=False)[0], "top_k", K)
+    short, whole = (collate([rows_of(of)[3]], pad_id=0, prompt_weight=0.0, target_vocab=V) for of in (part, store))
     counted = short["labels"][0] != IGNORED
     assert torch.equal(short["token_ids"][0][counted], whole["token_ids"][0][counted])
+    assert (short["token_ids"][0][~counted] == -1).any() and not (whole["token_ids"][0][counted] == -1).any()
+
+
+def definition(dense, ids_of, rows, model, *, temperature=1.0, hard_weight=0.0, prompt_weight=0.3):
+    """Weighted mean of (1 - w) T^2 KL(p_T || q_T) + w CE in float64, from full logits, row by row."""
+    model, total, weight = model.double(), 0.0, 0.0
+    for number in rows:
+        ids = torch.tensor(np.array(ids_of(int(number)).input_ids_T)).long()
+        logits = model(ids[None]).logits[0, :-1].detach()
+        p = torch.log_softmax(torch.tensor(dense[int(number)]) / temperature, dim=-1)
+        q = torch.log_softmax(logits / temperature, dim=-1)
+        kl = (p.exp() * (p - q)).sum(dim=1) * temperature**2
+        ce = -torch.log_softmax(logits, dim=-1)[torch.arange(len(ids) - 1), ids[1:]]
+        w = torch.where(torch.arange(1, len(ids)) >= ids_of(int(number)).prompt_length, 1.0, prompt_weight).double()
+        total += float((w * ((1 - hard_weight) * kl + hard_weight * ce)).sum())
+        weight += float(w.sum())
+    return total / weight
+
+
+def first_batch(store):
+    rows = rows_of(store)
+    return plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=1).batches[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_dense_targets_give_the_full_divergence_at_any_temperature(tmp_path, temperature):
+    rows, dense = random_rows(lambda logprobs, _: DenseTargets(logprobs.astype(np.float32)))
+    store = stored(tmp_path, rows, "dense")
+    loss = ForwardKl(kind="forward_kl", temperature=temperature, hard_weight=0.2)
+    _, losses = trained(store, tmp_path / "a", loss=loss, steps=1)
+    expected = definition(
+        dense, store.__getitem__, first_batch(store), small_llama(), temperature=temperature, hard_weight=0.2
+    )
+    assert losses[0] == pytest.approx(expected, rel=1e-4)  # kept in float16
+
+
+def test_sampled_targets_give_the_divergence_on_average(tmp_path):
+    """Over the whole range of the one uniform number, not over luck: the mean of an even grid of it."""
+    grid, losses = 12, []
+    for step in range(grid):
+
+        def sampled(logprobs, _, step=step):
+            uniform = torch.full((len(logprobs),), (step + 0.5) / grid, dtype=torch.float64)
+            drawn = systematic_draws(torch.tensor(logprobs), uniform, 4)
+            entropy = -(np.exp(logprobs) * logprobs).sum(axis=1)
+            return SampledTargets.of_draws(drawn.numpy(), entropy)
+
+        rows, dense = random_rows(sampled)
+        store = stored(tmp_path / str(step), rows, "sampled", 4)
+        _, first = trained(store, tmp_path / f"{step}-run", steps=1)
+        losses.append(first[0])
+    expected = definition(dense, store.__getitem__, first_batch(store), small_llama(), hard_weight=0.2)
+    assert np.mean(losses) == pytest.approx(expected, rel=1e-3)
+    assert max(abs(np.array(losses) / expected - 1)) > 2e-3  # one draw alone is not that close
+
+
+def test_frozen_head_targets_give_the_full_divergence_and_its_gradient(tmp_path):
+    head = small_llama().lm_head.weight.detach().double().numpy()
+
+    def averaged(logprobs, _):
+        p = np.exp(logprobs)
+        return FrozenHeadTargets((p @ head).astype(np.float32), -(p * logprobs).sum(axis=1).astype(np.float32))
+
+    rows, dense = random_rows(averaged)
+    vectors = stored(tmp_path / "vectors", rows, "frozen_head", head.shape[1])
+    whole = stored(
+        tmp_path / "dense", random_rows(lambda logprobs, _: DenseTargets(logprobs.astype(np.float32)))[0], "dense"
+    )
+    models = [small_llama(), small_llama()]
+    for model in models:
+        model.lm_head.weight.requires_grad_(False)
+    curves = [
+        trained(store, tmp_path / name, model=model, steps=3)[1]
+        for store, name, model in ((vectors, "a", models[0]), (whole, "b", models[1]))
+    ]
+    expected = definition(dense, vectors.__getitem__, first_batch(vectors), small_llama(), hard_weight=0.2)
+    assert curves[0][0] == pytest.approx(expected, rel=1e-3)
+    assert curves[0] == pytest.approx(curves[1], rel=2e-3)
+
+
+def test_a_head_that_is_trained_refuses_frozen_head_targets(tmp_path):
+    rows, _ = random_rows(
+        lambda p, _: FrozenHeadTargets(np.zeros((len(p), 32), np.float32), np.zeros(len(p), np.float32))
+    )
+    store = stored(tmp_path, rows, "frozen_head", 32)
+    with pytest.raises(TargetMismatch, match="head that is not trained"):
+        trained(store, tmp_path / "a", steps=1)
+
+
+def test_sampled_targets_are_refused_where_they_would_be_biased(tmp_path):
+    rows, _ = random_rows(
+        lambda p, _: SampledTargets.of_draws(np.zeros((len(p), 4), np.int32), np.zeros(len(p), np.float32))
+    )
+    store = stored(tmp_path, rows, "sampled", 4)
+    with pytest.raises(TargetMismatch, match=r"reverse_kl is not linear.*top_k"):
+        trained(store, tmp_path / "a", loss=ReverseKl(kind="reverse_kl"), steps=1)
+
+
+def test_top_k_targets_cannot_be_tempered_again(store, tmp_path):
+    with pytest.raises(TargetMismatch, match=r"at temperature 1\.0.*2\.0"):
+        trained(store, tmp_path / "a", loss=ForwardKl(kind="forward_kl", temperature=2.0), steps=1)
 
 
 def test_the_head_is_never_called_and_a_frozen_one_gets_no_gradient(store, tmp_path, monkeypatch):
@@ -193,7 +293,7 @@ def test_a_live_teacher_gives_the_loss_of_its_full_distribution(store, tmp_path)
     teacher = small_llama(seed=5).requires_grad_(False)
     _, losses = trained(store, tmp_path / "a", loss=ForwardKl(kind="forward_kl"), live=teacher, steps=1)
     rows = rows_of(store)
-    plan = plan_batches([len(r.input_ids_T) for r in rows], batch_size=8, seed=0, epochs=1, max_steps=1)
+    plan = plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=1)
     student, teacher, total, weight = small_llama().double(), teacher.double(), 0.0, 0.0
     for number in plan.batches[0]:
         row = store[int(number)]
@@ -250,7 +350,7 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(store, tmp_pat
         trained(store, tmp_path / "a", steps=6, save_steps=2)
     message = str(stopped.value)
     rows = rows_of(store)
-    plan = plan_batches([len(r.input_ids_T) for r in rows], batch_size=8, seed=0, epochs=1, max_steps=6)
+    plan = plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=6)
     assert "step 4 of 6" in message and "nan" in message
     assert ", ".join(map(str, sorted(plan.batches[3].tolist()))) in message
     assert "checkpoint-2" in message
@@ -281,7 +381,7 @@ def test_the_plan_is_what_is_trained(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_trainer._DistillTrainer, "compute_loss", remember)
     rows = rows_of(store)
-    plan = plan_batches([len(r.input_ids_T) for r in rows], batch_size=8, seed=0, epochs=1, max_steps=4)
+    plan = plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=4)
     trained(store, tmp_path / "a", steps=4, gradient_accumulation_steps=2)
     assert isinstance(plan, BatchPlan)
     assert [a + b for a, b in zip(seen[::2], seen[1::2], strict=True)] == plan.batches.tolist()

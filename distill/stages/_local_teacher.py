@@ -1,0 +1,229 @@
+"""The teacher in this process: answers by generating, targets by one prefill of prompt and answer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill._shards import ANSWERED, CUT, Row
+from distill.checkpoint import local_folder, weight_bytes
+from distill.encoding import decode_response, template_hash, tokenizer_hash
+from distill.errors import RecipeError
+from distill.family.head import hidden_states, output_head
+from distill.responses import Header
+from distill.stages._threads import same_threads
+from distill.stages.teach import Question, Wanted
+from distill.targets import Layout
+from distill.targets.make import joined, make
+from distill.targets.sampling import uniform_of
+from distill.teacher.hf import Hf
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill.runtime.hf import Transformers
+
+SMALL_BYTES = 200_000_000
+LOGITS_BYTES = 64 << 20
+
+# N positions of a batch, B rows, D hidden size, V vocabulary
+
+
+@contextmanager
+def open_local(teacher: Hf, wanted: Wanted, folder: Path, student_head: Path | None = None) -> "Iterator[LocalTeacher]":
+    """The teacher in memory, unloaded afterwards. `student_head`: the student's checkpoint, for frozen_head targets."""
+    import torch
+
+    from distill.runtime.hf import Transformers
+
+    checkpoint = local_folder(teacher.model, teacher.revision)
+    with (
+        same_threads(folder),
+        Transformers(checkpoint, **how_to_load(teacher, checkpoint)) as model,
+        torch.inference_mode(),
+    ):
+        yield LocalTeacher(teacher, wanted, model, frozen_head(student_head) if student_head else None)
+
+
+def how_to_load(teacher: Hf, checkpoint: Path) -> dict[str, Any]:
+    """dtype ("as stored" where None), quantisation and placement, for `Transformers` and `load_as`."""
+    dtype = None if teacher.dtype == "auto" else teacher.dtype
+    if teacher.dtype == "auto" and weight_bytes(checkpoint) < SMALL_BYTES:
+        # for so small a model float32 costs next to nothing, and bfloat16 hidden states would blur small divergences
+        dtype = "float32"
+    quantise = None if teacher.quantization == "none" else teacher.quantization
+    return {"dtype": dtype, "quantise": quantise, "device_map": teacher.device_map}
+
+
+def frozen_head(checkpoint: Path) -> "torch.Tensor":
+    """The output head `[V, D]` of the student's checkpoint, in float32."""
+    from distill.runtime.hf import load_model
+
+    return output_head(load_model(checkpoint, dtype="float32")).weight_VD.detach()
+
+
+class LocalTeacher:
+    """See `distill.stages.teach.Engine`."""
+
+    def __init__(self, teacher: Hf, wanted: Wanted, model: "Transformers", head_VD: "torch.Tensor | None" = None):
+        self.teacher, self.wanted, self.model = teacher, wanted, model
+        self.tokenizer = model.tokenizer
+        self.context = model.max_positions or 1 << 30
+        self.name = Path(teacher.model).name if Path(teacher.model).is_dir() else teacher.model
+        self.head_VD = None if head_VD is None else head_VD.to(model.device)
+        self.always_keep = keep_ids(teacher.always_keep, self.tokenizer) if wanted.kind == "top_k" else ()
+        self.layout = self._layout()
+
+    def header(self, num_rows: int) -> Header:
+        """Of the store that its responses make."""
+        dtype = str(next(self.model.model.parameters()).dtype).removeprefix("torch.")
+        kind = self.wanted.kind
+        return Header(
+            # the folder's name, not its path: a store is moved between machines
+            teacher=self.name,
+            revision=self.teacher.revision,
+            engine=f"transformers {metadata.version('transformers')}, torch {metadata.version('torch')}",
+            dtype=dtype if self.teacher.quantization == "none" else f"{self.teacher.quantization} ({dtype})",
+            kind=self.layout.kind if self.layout else "tokens",
+            tokenizer_hash=tokenizer_hash(self.tokenizer),
+            template_hash=template_hash(self.tokenizer),
+            vocab_size=self.model.vocab_size,
+            kept=self.layout.kept if self.layout else 0,
+            target_temperature=self.wanted.temperature if kind in {"sampled", "top_k", "frozen_head"} else 1.0,
+            seed=self.wanted.seed if kind == "sampled" else None,
+            always_keep=self.always_keep,
+            samples=self.teacher.samples,
+            num_rows=num_rows,
+        )
+
+    def answer(self, questions: Sequence[Question]) -> list[Row]:
+        """Generated answers, each ended by the end-of-sequence token unless it was cut."""
+        prompts = [question.prompt_ids or [] for question in questions]
+        room = min(self.teacher.max_new_tokens, self.context - max(map(len, prompts)))
+        numbers = [question.number for question in questions]
+        choose = sampler(self.teacher.temperature, self.wanted.seed, numbers) if self.teacher.temperature else None
+        said = self.model.generate(prompts, room, batch_size=len(prompts), choose=choose)
+        return [
+            answered_row(self.tokenizer, number, prompt, ids, cut=len(ids) == room, context=self.context)
+            for number, prompt, ids in zip(numbers, prompts, said, strict=True)
+        ]
+
+    def with_targets(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows with targets at every position whose next token is to be learnt; one prefill."""
+        import torch
+
+        assert self.layout is not None
+        wanted = [self._positions(row) for row in rows]
+        ids = [np.asarray(row.input_ids_T) for row in rows]
+        hidden_ND = self._hidden_at(ids, wanted)
+        next_N = torch.from_numpy(
+            np.concatenate([i[w.start + 1 : w.stop + 1] for i, w in zip(ids, wanted, strict=True)])
+        )
+        uniform_N = None
+        if self.layout.kind == "sampled":
+            drawn = [uniform_of(row.key, self.wanted.seed, where) for row, where in zip(rows, wanted, strict=True)]
+            uniform_N = torch.from_numpy(np.concatenate(drawn)).to(self.model.device)
+        head, made = output_head(self.model.model), []
+        step = max(1, LOGITS_BYTES // (4 * self.model.vocab_size))
+        for start in range(0, len(hidden_ND), step):
+            chunk = slice(start, start + step)
+            made.append(
+                make(
+                    self.layout,
+                    head.logits(hidden_ND[chunk])[:, : self.layout.vocab_size] / self._temperature,
+                    next_N[chunk].long().to(self.model.device),
+                    uniform_N=None if uniform_N is None else uniform_N[chunk],
+                    always_keep=self.always_keep,
+                    head_VD=self.head_VD,
+                )
+            )
+        if not made:
+            return list(rows)
+        targets, ends = joined(made), np.cumsum([len(where) for where in wanted])
+        return [
+            replace(row, targets=targets.part(int(end) - len(where), int(end))) if len(where) else row
+            for row, where, end in zip(rows, wanted, ends, strict=True)
+        ]
+
+    @property
+    def _temperature(self) -> float:
+        return (
+            self.wanted.temperature if self.layout and self.layout.kind in {"sampled", "top_k", "frozen_head"} else 1.0
+        )
+
+    def _layout(self) -> Layout | None:
+        kind, V = self.wanted.kind, self.model.vocab_size
+        if kind is None:
+            return None
+        if kind == "frozen_head":
+            assert self.head_VD is not None
+            return Layout(kind, V, self.head_VD.shape[1])
+        kept = {"sampled": self.teacher.draws, "top_k": min(max(self.teacher.top_k, 1 + len(self.always_keep)), V)}
+        return Layout(kind, V, kept.get(kind, 0))  # type: ignore[arg-type]
+
+    def _positions(self, row: Row) -> range:
+        if row.source not in ANSWERED:
+            return range(0)
+        assert row.input_ids_T is not None
+        return range(0 if self.wanted.prompt_targets else row.prompt_length - 1, len(row.input_ids_T) - 1)
+
+    def _hidden_at(self, ids: list[np.ndarray], wanted: list[range]) -> "torch.Tensor":
+        """Hidden states `[N, D]` at the wanted positions of each row, rows one after another."""
+        import torch
+
+        device = self.model.device
+        lengths = torch.tensor([len(row) for row in ids], device=device)
+        input_ids_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row).long() for row in ids], batch_first=True)
+        mask_BT = (torch.arange(input_ids_BT.shape[1], device=device)[None] < lengths[:, None]).long()
+        hidden_BTD = hidden_states(self.model.model, input_ids_BT.to(device), mask_BT)
+        return torch.cat([hidden_BTD[b, positions.start : positions.stop] for b, positions in enumerate(wanted)])
+
+
+def answered_row(
+    tokenizer: Any, number: int, prompt: Sequence[int], answer: Sequence[int], *, cut: bool, context: int
+) -> Row:
+    """The row of an answer given as token ids without its end."""
+    # an answer that was cut does not end: a student must not learn to stop there
+    ids = [*prompt, *answer] if cut else [*prompt, *answer, tokenizer.eos_token_id]
+    text = decode_response(tokenizer, list(answer))
+    return Row(number, text, CUT if cut else "teacher", np.array(ids[:context], dtype=np.int32), len(prompt))
+
+
+def sampler(temperature: float, seed: int, numbers: Sequence[int]):
+    """Draws from softmax(logits / temperature) by the Gumbel-max trick, with noise keyed by seed, row and position.
+
+    So an answer does not depend on which rows shared its batch, nor on what was drawn before a crash.
+    Source: Maddison, Tarlow, Minka 2014, arXiv:1411.0030, section 2.
+    """
+    import torch
+
+    def choose(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
+        uniform_BV = np.stack(
+            [np.random.default_rng([seed, numbers[row], step]).random(logits_BV.shape[1]) for row in rows]
+        )
+        gumbel_BV = -np.log(-np.log(np.clip(uniform_BV, 1e-300, 1 - 1e-16)))
+        return (logits_BV.double() / temperature + torch.from_numpy(gumbel_BV).to(logits_BV.device)).argmax(dim=-1)
+
+    return choose
+
+
+def keep_ids(tokens: Sequence[str], tokenizer: Any) -> tuple[int, ...]:
+    """Token ids of `teacher.always_keep`, and of the end of an answer, which a student must never unlearn to give.
+
+    Raises:
+        RecipeError: a word is not one token of the vocabulary.
+    """
+    ids = {tokenizer.eos_token_id}
+    for token in tokens:
+        found = tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == tokenizer.unk_token_id:
+            raise RecipeError(
+                f"teacher.always_keep: {token!r} is no single token of the teacher's vocabulary. Give tokens as the "
+                "tokenizer writes them, such as <|im_end|>."
+            )
+        ids.add(found)
+    return tuple(sorted(ids))

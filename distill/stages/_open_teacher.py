@@ -1,0 +1,27 @@
+"""open_teacher(): the engine of the recipe's teacher, whichever option it is."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from distill.recipe import Recipe
+from distill.stages.teach import Engine, Wanted
+
+
+def open_teacher(
+    recipe: Recipe, wanted: Wanted, folder: Path, note: Callable[[str], None]
+) -> AbstractContextManager[Engine]:
+    """What `teach.ask` asks. `folder` is the store's scratch folder, `note` says something to the user."""
+    teacher = recipe.teacher
+    match teacher.kind:
+        case "hf":
+            from distill.checkpoint import local_folder
+            from distill.stages._local_teacher import open_local
+
+            student = None
+            if wanted.kind == "frozen_head":
+                assert recipe.student.kind == "pretrained"
+                student = local_folder(recipe.student.model, recipe.student.revision)
+            return open_local(teacher, wanted, folder, student)
+        case _:
+            raise AssertionError(teacher.kind)

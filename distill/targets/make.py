@@ -1,0 +1,110 @@
+"""make(): a teacher's logits → targets of the kind that a store keeps."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distill.targets import RowTargets
+from distill.targets.dense import DenseTargets
+from distill.targets.frozen_head import FrozenHeadTargets
+from distill.targets.layout import Layout
+from distill.targets.next_token import NextTokenTargets
+from distill.targets.sampled import SampledTargets
+from distill.targets.sampling import systematic_draws
+from distill.targets.top_k import TopKTargets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# N positions, V vocabulary, K token ids kept, D the student's hidden size
+
+
+def make(
+    layout: Layout,
+    logits_NV: "Tensor",
+    next_N: "Tensor",
+    *,
+    uniform_N: "Tensor | None" = None,
+    always_keep: Sequence[int] = (),
+    head_VD: "Tensor | None" = None,
+) -> RowTargets:
+    """Targets of N positions, of one row or of several one after another.
+
+    Args:
+        logits_NV: float32, divided by the store's temperature; all V tokens of `layout.vocab_size`.
+        next_N: int64, the token that the text goes on with.
+        uniform_N: for "sampled", see `systematic_draws`.
+        always_keep: for "top_k", token ids that every position keeps, besides the next one.
+        head_VD: for "frozen_head", the student's.
+    """
+    import torch
+
+    log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
+    logprobs_NV = logits_NV - log_normaliser_N[:, None]
+    match layout.kind:
+        case "dense":
+            return DenseTargets(_numpy(logprobs_NV))
+        case "next":
+            return NextTokenTargets(_numpy(logprobs_NV.gather(1, next_N[:, None])[:, 0]))
+        case "top_k":
+            return _top_k(layout.kept, logprobs_NV, log_normaliser_N, next_N, always_keep)
+        case "sampled":
+            assert uniform_N is not None
+            drawn_ND = systematic_draws(logprobs_NV, uniform_N, layout.kept)
+            return SampledTargets.of_draws(drawn_ND.cpu().numpy(), _numpy(_entropy(logprobs_NV)))
+        case "frozen_head":
+            assert head_VD is not None
+            shared = min(len(head_VD), logits_NV.shape[1])  # padding of a vocabulary is no token
+            logprobs_NV = torch.log_softmax(logits_NV[:, :shared], dim=-1)
+            vectors_ND = logprobs_NV.exp() @ head_VD[:shared].float()
+            return FrozenHeadTargets(_numpy(vectors_ND), _numpy(_entropy(logprobs_NV)))
+
+
+def joined(parts: Sequence[RowTargets]) -> RowTargets:
+    """Targets of one kind, the positions of all parts one after another."""
+    whole: dict[str, np.ndarray] = {}
+    for field in fields(parts[0]):
+        arrays = [getattr(part, field.name) for part in parts]
+        if field.name == "ends_S":  # each part counts from its own first entry
+            before = np.cumsum([0, *(int(ends[-1]) for ends in arrays[:-1])])
+            arrays = [ends + start for ends, start in zip(arrays, before, strict=True)]
+        whole[field.name] = np.concatenate(arrays)
+    return type(parts[0])(**whole)
+
+
+def _top_k(
+    K: int, logprobs_NV: "Tensor", log_normaliser_N: "Tensor", next_N: "Tensor", always_keep: Sequence[int]
+) -> TopKTargets:
+    """The K likeliest tokens, but for the least likely of them where a token that must be kept is not among them."""
+    import torch
+
+    must_NM = torch.cat([next_N[:, None], next_N.new_tensor(list(always_keep)).expand(len(next_N), -1)], dim=1)
+    ranked_NV = logprobs_NV.scatter(1, must_NM, float("inf"))
+    ids_NK = ranked_NV.topk(K, dim=1).indices
+    # likeliest first, whatever had to be kept
+    kept_NK, order_NK = logprobs_NV.gather(1, ids_NK).sort(dim=1, descending=True, stable=True)
+    ids_NK = ids_NK.gather(1, order_NK)
+    # summed itself: a tail of 1e-9 would drown in 1 - sum(p)
+    rest_NV = logprobs_NV.scatter(1, ids_NK, float("-inf"))
+    tail_N = torch.logsumexp(rest_NV, dim=1) if logprobs_NV.shape[1] > K else rest_NV[:, 0]
+    next_logprob_N = logprobs_NV.gather(1, next_N[:, None])[:, 0]
+    return TopKTargets(
+        ids_NK.to(torch.int32).cpu().numpy(),
+        _numpy(kept_NK),
+        _numpy(tail_N),
+        _numpy(next_logprob_N),
+        _numpy(log_normaliser_N),
+    )
+
+
+def _entropy(logprobs_NV: "Tensor") -> "Tensor":
+    """Of each row, in nats; a probability of zero adds none."""
+    import torch
+
+    return torch.special.entr(logprobs_NV.exp()).sum(dim=-1)
+
+
+def _numpy(tensor: "Tensor") -> np.ndarray:
+    return tensor.float().cpu().numpy()
