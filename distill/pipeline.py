@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from distill.responses import DamagedStore, TeacherResponses
 from distill.stages import compress, evaluate, teach, train, verify
 from distill.stages._local_teacher import how_to_load
 from distill.stages._open_teacher import open_teacher
+from distill.stages.teach import Engine, Wanted
 from distill.workspace import Workspace, copy_linked, store_folder
 
 
@@ -62,12 +64,7 @@ class Run:
     def teach(self) -> None:
         """prompts + teacher → responses"""
         teacher = self.recipe.teacher
-        wanted = teach.Wanted(
-            kind=self.recipe.target_kind,
-            prompt_targets=self.recipe.training.prompt_weight > 0,
-            temperature=getattr(self.recipe.loss, "temperature", 1.0),
-            seed=self.recipe.seed,
-        )
+        wanted = self._wanted()
         inputs = {"data": self.examples.fingerprint, **self._weights("teacher", teacher)}
         if wanted.kind == "frozen_head":
             inputs |= self._weights("student", self.recipe.student)
@@ -75,8 +72,7 @@ class Run:
         def make(scratch: Path) -> Mapping[str, Any] | None:
             if teacher.kind == "none":
                 return teach.copy_texts(self.examples.train, scratch)
-            engine = open_teacher(self.recipe, wanted, scratch, self.workspace.note)
-            return teach.ask(teacher, engine, self.examples.train, scratch)
+            return teach.ask(teacher, self._open_teacher(scratch), self.examples.train, scratch)
 
         settings = teach.settings(teacher, wanted)
         self.answers = self.workspace.produce("responses", "teach", settings=settings, inputs=inputs, make=make)
@@ -89,7 +85,9 @@ class Run:
         for name in (*self.recipe.baselines, "student"):
 
             def make(scratch: Path, name: str = name) -> Mapping[str, Any]:
-                return train.train_student(self.recipe, name, self.examples.train, self.responses(), scratch)
+                return train.train_student(
+                    self.recipe, name, self.examples.train, self.responses(), scratch, self._open_teacher
+                )
 
             settings = train.settings(self.recipe, name)
             made = self.workspace.produce("student", f"train {name}", settings=settings, inputs=inputs, make=make)
@@ -154,6 +152,17 @@ class Run:
             self.workspace.note(tracked)
         print_table(json.loads((self.folder / "scores.json").read_text()))
         self.workspace.say("report", str(report))
+
+    def _wanted(self) -> Wanted:
+        return Wanted(
+            kind=self.recipe.target_kind,
+            prompt_targets=self.recipe.training.prompt_weight > 0,
+            temperature=getattr(self.recipe.loss, "temperature", 1.0),
+            seed=self.recipe.seed,
+        )
+
+    def _open_teacher(self, folder: Path) -> AbstractContextManager[Engine]:
+        return open_teacher(self.recipe, self._wanted(), folder, self.workspace.note)
 
     def responses(self) -> TeacherResponses:
         """The teacher's answers, opened for reading."""

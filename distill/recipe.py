@@ -109,6 +109,11 @@ class Recipe:
     def _check_targets(self) -> None:
         """Raises ValueError when the loss cannot be had from what would be stored."""
         kind = self.target_kind
+        if self.training.on_policy and self.loss.kind == "text":
+            raise ValueError(
+                "training.on_policy with loss=text: a student's own text teaches it nothing; the teacher must score it. "
+                "Use loss=reverse_kl or jsd"
+            )
         if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
             raise ValueError(
                 f"teacher.targets={kind} with loss={self.loss.kind}: samples and averages of the teacher's "

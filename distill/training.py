@@ -39,6 +39,13 @@ class Training:
     logging_steps: Annotated[float, Field(gt=0)] = 0.02
     """The same for the loss curve."""
     gradient_checkpointing: bool = False
+    on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of each batch in which the student learns from its own answers, scored by the teacher."""
+    on_policy_rounds: Annotated[int, Field(ge=1)] = 8
+    """How often, evenly over the steps, the student answers anew."""
+    on_policy_temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """Sampling temperature of the student's answers."""
+    on_policy_max_new_tokens: Annotated[int, Field(ge=1)] = 128
 
     def __post_init__(self) -> None:
         if self.batch_size % self.gradient_accumulation_steps:

@@ -39,8 +39,8 @@ class Transformers:
 
     Weights and computation keep the stored dtype unless `dtype` (a torch dtype or its name) says otherwise.
     With `like`, the folder of a bitsandbytes package, the float checkpoint `folder` is quantised here and now in the
-    way that package was: what a package must equal bit for bit. `quantise` and `device_map`: see `load_as`. With `model`,
-    that model is taken as it is, and only the tokenizer is read from `folder`.
+    way that package was: what a package must equal bit for bit. `quantise` and `device_map`: see `load_as`. With `model`
+    and `tokenizer`, these are taken as they are, and `folder` is a name for messages.
     `trust_remote_code` is always off, and nothing is looked up online when the folder exists.
     The model is in eval mode and never packs its 4-bit weights (see `disable_cpu_packing`).
     """
@@ -57,6 +57,7 @@ class Transformers:
         device_map: str | None = None,
         like: Path | None = None,
         model: Any = None,
+        tokenizer: Any = None,
     ):
         self.folder = folder
         if model is None:
@@ -64,7 +65,7 @@ class Transformers:
             model = load_as(folder, **how) if like is None else load_like(folder, like, device)
         self.model: Any = model
         self.device: str = next(self.model.parameters()).device.type
-        self.tokenizer = _load_tokenizer(folder)
+        self.tokenizer = tokenizer or _load_tokenizer(folder)
         # PEFT's wrapper adds a call per forward and hides nothing that we need: its layers live inside the model.
         self._causal: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         use_cpu_attention(self._causal)

@@ -53,8 +53,11 @@ def train(
     folder: Path,
     label: str,
     live_teacher: PreTrainedModel | None = None,
+    stop_after: int | None = None,
 ) -> Trained:
     """Trains `model` in place on the planned batches, resuming from the last whole checkpoint in `folder`.
+
+    With `stop_after`, it stops after that step and leaves a checkpoint there, from which a later call goes on.
 
     Raises:
         StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
@@ -78,11 +81,13 @@ def train(
         stored=store.header if store and stored else None,
         bf16=bf16,
     )
-    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    start = _step(checkpoint) if checkpoint else 0
+    if stop_after is not None and start >= stop_after:
+        return Trained([], start)
     trainer.remove_callback(PrinterCallback)  # the bar and the curve say it
     with _residual_dropout(model, training.dropout), quiet(), bar(label, plan.steps) as advance:
         advance(start)
-        trainer.add_callback(_Progress(advance))
+        trainer.add_callback(_Progress(advance, stop_after))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     curve = [
         {
@@ -234,11 +239,13 @@ class _InOrder(torch.utils.data.Sampler):
 
 
 class _Progress(TrainerCallback):
-    def __init__(self, advance: Callable[[int], None]):
-        self.advance = advance
+    def __init__(self, advance: Callable[[int], None], stop_after: int | None):
+        self.advance, self.stop_after = advance, stop_after
 
     def on_step_end(self, args, state, control, **_):
         self.advance(1)
+        if state.global_step == self.stop_after:
+            control.should_save = control.should_training_stop = True
 
 
 def _arguments(training: Training, steps: int, seed: int, folder: Path) -> TrainingArguments:
@@ -290,7 +297,29 @@ def _last_checkpoint(folder: Path) -> Path | None:
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def load_last_checkpoint(model: Any, folder: Path) -> None:
+    """Puts the weights of the last whole checkpoint in `folder` into `model`; without one, `model` stays as it is."""
+    checkpoint = _last_checkpoint(folder)
+    if checkpoint is None:
+        return
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
+        return
+    from safetensors.torch import load_file
+
+    state = {k: v for file in sorted(checkpoint.glob("*.safetensors")) for k, v in load_file(file).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
 
 
 class _residual_dropout:

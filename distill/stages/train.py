@@ -19,6 +19,11 @@ from distill.stages._threads import same_threads
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from distill.stages._batches import BatchPlan
+    from distill.stages._on_policy import OpenTeacher
+    from distill.stages._rows import TokenRow
+    from distill.stages._trainer import Trained
+
 VERSION = 1
 """Part of the fingerprint: raise it when the same settings give another student."""
 
@@ -43,16 +48,24 @@ def settings(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def train_student(
-    recipe: Recipe, name: str, examples: Sequence[Example], responses: TeacherResponses, folder: Path
+    recipe: Recipe,
+    name: str,
+    examples: Sequence[Example],
+    responses: TeacherResponses,
+    folder: Path,
+    scorer: "OpenTeacher | None" = None,
 ) -> Mapping[str, Any]:
-    """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`."""
+    """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`.
+
+    `scorer` opens the teacher that scores the student's own answers when `training.on_policy` asks for them.
+    """
     from distill.stages._batches import plan_batches, plan_tokens
     from distill.stages._rows import own_rows, token_rows
-    from distill.stages._trainer import train, write_curve
+    from distill.stages._trainer import write_curve
 
     done = folder / "training.json"
     if done.exists():  # killed between the last file and the seal
-        shutil.rmtree(folder / "trainer", ignore_errors=True)
+        _tidy(folder)
         return {}
     tokenizer = student_tokenizer(recipe, examples)
     same = speaks_like(responses, tokenizer)
@@ -77,28 +90,62 @@ def train_student(
         made = own_rows(examples, tokenizer, max_length=max_length)
         plan = plan_tokens(made.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
     model = _build(recipe, tokenizer, folder)
-    live = name == "student" and recipe.live
     with same_threads(folder) as threads:
-        trained = train(
-            model,
-            made.rows,
-            recipe.loss if name == "student" else Text(kind="text"),
-            training,
-            plan,
-            seed=recipe.seed,
-            pad_id=cast(int, tokenizer.pad_token_id),
-            folder=folder / "trainer",
-            label=f"train {name}",
-            live_teacher=live_teacher(recipe) if live else None,
-        )
+        trained = _trained(recipe, name, model, tokenizer, made.rows, plan, folder, scorer)
     _save(model, tokenizer, recipe, folder / "checkpoint")
     write_curve(folder / "curve.jsonl", trained.curve)
     write_whole(folder / "notes.json", json.dumps(made.notes(training.max_length)))
     facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads}
     write_whole(done, json.dumps(facts, indent=1))
-    shutil.rmtree(folder / "trainer")  # last: until here a killed run can go on from its checkpoints
-    shutil.rmtree(folder / "base", ignore_errors=True)
+    _tidy(folder)  # last: until here a killed run can go on from its checkpoints
     return {"resumed_from_step": trained.resumed_from_step}
+
+
+def _trained(
+    recipe: Recipe,
+    name: str,
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: "Sequence[TokenRow]",
+    plan: "BatchPlan",
+    folder: Path,
+    scorer: "OpenTeacher | None",
+) -> "Trained":
+    """Trains `model` in place on the plan, in rounds where the student is to learn from its own answers."""
+    from distill.stages._on_policy import train_in_rounds
+    from distill.stages._trainer import train
+
+    live = name == "student" and recipe.live
+    teacher = live_teacher(recipe) if live else None
+
+    def train_up_to(rows: "Sequence[TokenRow]", plan: "BatchPlan", stop_after: int | None = None) -> "Trained":
+        return train(
+            model,
+            rows,
+            recipe.loss if name == "student" else Text(kind="text"),
+            recipe.training,
+            plan,
+            seed=recipe.seed,
+            pad_id=cast(int, tokenizer.pad_token_id),
+            folder=folder / "trainer",
+            label=f"train {name}",
+            live_teacher=teacher,
+            stop_after=stop_after,
+        )
+
+    if name != "student" or not recipe.training.on_policy:
+        return train_up_to(rows, plan)
+    return train_in_rounds(
+        model,
+        tokenizer,
+        rows,
+        recipe.training,
+        plan,
+        seed=recipe.seed,
+        folder=folder,
+        open_teacher=None if live else scorer,
+        train=train_up_to,
+    )
 
 
 def student_tokenizer(recipe: Recipe, examples: Sequence[Example]) -> "PreTrainedTokenizerBase":
@@ -115,6 +162,11 @@ def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase
     """Whether the store's token ids are what this tokenizer and its chat template would give."""
     header = responses.header
     return (header.tokenizer_hash, header.template_hash) == (tokenizer_hash(tokenizer), template_hash(tokenizer))
+
+
+def _tidy(folder: Path) -> None:
+    for left in (folder / "trainer", folder / "base", *folder.glob("round-*")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Any:

@@ -1,0 +1,182 @@
+"""On-policy distillation: the student writes, the teacher scores what it wrote, the student learns from that.
+
+The training is cut into rounds of equal length. At the start of a round the student answers the prompts of the round
+(`written`), then the teacher gives its distributions along these answers by prefill alone (`scored`), then the round is
+trained; so one device never holds both models. Both stores lie beside the training's checkpoints and are filled batch by
+batch: a crash repeats nothing that was written or scored.
+Source: generalised knowledge distillation, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1; the rounds are ours.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill._store_writer import StoreWriter
+from distill.encoding import template_hash, tokenizer_hash
+from distill.progress import bar
+from distill.responses import Header, TeacherResponses
+from distill.stages._batches import BatchPlan
+from distill.stages._local_teacher import answered_row, sampler
+from distill.stages._rows import TokenRow
+from distill.stages._trainer import Trained, load_last_checkpoint
+from distill.stages.teach import Engine
+from distill.training import Training
+
+BATCH = 128
+
+OpenTeacher = Callable[[Path], AbstractContextManager[Engine]]
+
+
+def train_in_rounds(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenRow],
+    training: Training,
+    plan: BatchPlan,
+    *,
+    seed: int,
+    folder: Path,
+    open_teacher: OpenTeacher | None,
+    train: Callable[..., Trained],
+) -> Trained:
+    """Trains `model` in place; of each batch, the share `training.on_policy` of its rows is the student's own answers.
+
+    Args:
+        rows, plan: the training as it would be off-policy; the plan says which prompts a batch has.
+        open_teacher: opens what scores (it is closed before training goes on); None for a teacher that stays in memory.
+        train: `(rows, plan, stop_after)`, what trains up to a step and leaves its checkpoint in `folder / "trainer"`.
+    """
+    known, batches, trained = list(rows), plan.batches.copy(), None
+    ends = [round(plan.steps * (number + 1) / training.on_policy_rounds) for number in range(training.on_policy_rounds)]
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        if start == end:
+            continue
+        steps = slice(start, end)
+        chosen = _chosen(plan.batches[steps], training.on_policy, [seed, number])
+        asked = sorted({int(row) for row in plan.batches[steps][chosen]})
+        written = folder / f"round-{number:03d}-written"
+        answers = _write(model, tokenizer, [rows[row] for row in asked], training, seed, number, written, folder)
+        if open_teacher is not None:
+            answers = _score(model, answers, open_teacher, folder / f"round-{number:03d}-scored")
+        batches[steps] = _replaced(plan.batches[steps], chosen, asked, answers, known, training.max_length)
+        lengths = np.array([row.length for row in known], dtype=np.int64)
+        now = BatchPlan(batches, lengths[batches].sum(axis=1).cumsum())
+        trained = train(known, now, end if end < plan.steps else None)
+    assert trained is not None
+    return trained
+
+
+def _chosen(batches: np.ndarray, share: float, seed: Sequence[int]) -> np.ndarray:
+    """Which places of each batch the student writes, as a mask: the same number in every batch, drawn by the seed."""
+    rng = np.random.default_rng([*seed, 0x0B0])
+    rank = rng.random(batches.shape).argsort(axis=1).argsort(axis=1)
+    return rank < round(share * batches.shape[1])
+
+
+def _write(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenRow],
+    training: Training,
+    seed: int,
+    number: int,
+    store: Path,
+    folder: Path,
+) -> TeacherResponses:
+    """The student's own answers to the rows' prompts, with its weights of this moment."""
+    import torch
+
+    from distill.runtime.hf import Transformers
+
+    prompts = [[int(token) for token in row.read()[0][: row.prompt_length]] for row in rows]
+    store.mkdir(exist_ok=True)
+    order = sorted(range(len(rows)), key=lambda row: len(prompts[row]))
+    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    writer = StoreWriter(store, _header(model, tokenizer, len(rows)), batches)
+    if not (missing := writer.num_missing()):
+        return _finished(writer, store)
+    load_last_checkpoint(model, folder / "trainer")
+    student = Transformers("the student", model=model.eval(), tokenizer=tokenizer)
+    with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
+        for batch in writer.missing():
+            asked = [prompts[row] for row in batch]
+            longest = max(map(len, asked))
+            room = max(1, min(training.on_policy_max_new_tokens, training.max_length - longest))
+            choose = None
+            if training.on_policy_temperature:
+                # every round draws anew, and an answer does not depend on what was drawn before a crash
+                keys = [(number + 1 << 32) + row for row in batch]
+                choose = sampler(training.on_policy_temperature, seed, keys)
+            said = student.generate(asked, room, batch_size=len(asked), choose=choose)
+            written = [
+                answered_row(tokenizer, row, prompt, ids, cut=len(ids) == room, context=training.max_length)
+                for row, prompt, ids in zip(batch, asked, said, strict=True)
+            ]
+            writer.write([replace(row, source="student") for row in written])
+            advance(len(batch))
+    return _finished(writer, store)
+
+
+def _score(model: Any, answers: TeacherResponses, open_teacher: OpenTeacher, store: Path) -> TeacherResponses:
+    """The answers with the teacher's targets."""
+    import torch
+
+    store.mkdir(exist_ok=True)
+    batches = [range(start, min(start + BATCH, len(answers))) for start in range(0, len(answers), BATCH)]
+    if (store / "summary.json").exists():
+        return TeacherResponses(store)
+    device = next(model.parameters()).device
+    model.cpu()  # its place on the device is the teacher's now
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with open_teacher(store) as engine, bar("teacher scores", len(answers)) as advance:
+        writer = StoreWriter(store, replace(engine.header(len(answers)), samples=1), batches)
+        advance(len(answers) - writer.num_missing())
+        for batch in writer.missing():
+            writer.write(engine.with_targets([answers[number] for number in batch]))
+            advance(len(batch))
+        writer.finish()
+    model.to(device)
+    return TeacherResponses(store)
+
+
+def _replaced(
+    batches: np.ndarray,
+    chosen: np.ndarray,
+    asked: Sequence[int],
+    answers: TeacherResponses,
+    known: list[TokenRow],
+    max_length: int,
+) -> np.ndarray:
+    """The batches with the student's answers in the chosen places; they are appended to the `known` rows."""
+    place = {}
+    for position, row in enumerate(asked):
+        lengths = answers.lengths(position)
+        if lengths is not None and lengths[0] > lengths[1]:  # an empty answer cut at once has nothing to learn
+            place[row] = len(known)
+            known.append(TokenRow(position, min(lengths[0], max_length), lengths[1], answers))
+    mapped = np.array([[place.get(int(row), int(row)) for row in batch] for batch in batches])
+    return np.where(chosen, mapped, batches)
+
+
+def _header(model: Any, tokenizer: Any, num_rows: int) -> Header:
+    return Header(
+        teacher="the student itself",
+        engine="transformers",
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        kind="tokens",
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        template_hash=template_hash(tokenizer),
+        vocab_size=model.config.vocab_size,
+        num_rows=num_rows,
+    )
+
+
+def _finished(writer: StoreWriter, store: Path) -> TeacherResponses:
+    writer.finish()
+    return TeacherResponses(store)
+
