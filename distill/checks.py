@@ -112,26 +112,28 @@ def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
     # a student from scratch takes the teacher's tokenizer; one that we train ourselves is known to be right
-    source = recipe.student if recipe.student.kind == "pretrained" else recipe.teacher
+    own = recipe.student.kind == "pretrained"
+    source = recipe.student.model if own else next(iter(recipe.teacher.tokenizer_from or ()), None)
     for name, compression in recipe.compression.items():
         why = compression.refuse(student)
-        if not why and source.kind != "none" and Path(source.model).is_dir():
-            why = compression.refuse_tokenizer(Path(source.model))
+        if not why and source is not None and Path(source).is_dir():
+            why = compression.refuse_tokenizer(Path(source))
         if why:
             raise RecipeError(f"compression={name} cannot be made of this student: {why}")
 
 
 def _tokenizers_fit(recipe: Recipe) -> None:
     """Targets speak of token ids: teacher and student must share them. A student from scratch takes the teacher's."""
-    if recipe.teacher.kind == "none" or recipe.loss.kind == "text" or recipe.student.kind == "scratch":
+    theirs = recipe.teacher.tokenizer_from
+    if theirs is None or recipe.loss.kind == "text" or recipe.student.kind == "scratch":
         return
     from distill.encoding import load_tokenizer, template_hash, tokenizer_hash
 
-    sides = [load_tokenizer(side.model, side.revision) for side in (recipe.teacher, recipe.student)]
+    sides = [load_tokenizer(*side) for side in (theirs, (recipe.student.model, recipe.student.revision))]
     for what, of in (("tokenizers", tokenizer_hash), ("chat templates", template_hash)):
         if of(sides[0]) != of(sides[1]):
             raise RecipeError(
-                f"The {what} of teacher and student differ: {recipe.teacher.model} ({of(sides[0])}) and "
+                f"The {what} of teacher and student differ: {theirs[0]} ({of(sides[0])}) and "
                 f"{recipe.student.model} ({of(sides[1])}).\nloss={recipe.loss.kind} compares distributions over the "
                 "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's "
                 "tokenizer), or loss=text, which needs the answers' text alone."

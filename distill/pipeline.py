@@ -65,9 +65,7 @@ class Run:
         """prompts + teacher → responses"""
         teacher = self.recipe.teacher
         wanted = self._wanted()
-        inputs = {"data": self.examples.fingerprint, **self._weights("teacher", teacher)}
-        if wanted.kind == "frozen_head":
-            inputs |= self._weights("student", self.recipe.student)
+        inputs = {"data": self.examples.fingerprint, **self._teacher_inputs(wanted)}
 
         def make(scratch: Path) -> Mapping[str, Any] | None:
             if teacher.kind == "none":
@@ -162,7 +160,7 @@ class Run:
         )
 
     def _open_teacher(self, folder: Path) -> AbstractContextManager[Engine]:
-        return open_teacher(self.recipe, self._wanted(), folder, self.workspace.note)
+        return open_teacher(self.recipe, self._wanted(), self.examples.train, folder, self.workspace.note)
 
     def responses(self) -> TeacherResponses:
         """The teacher's answers, opened for reading."""
@@ -248,6 +246,16 @@ class Run:
         """What a stage had to leave out or to cut is said again when its result is reused."""
         for note in json.loads(file.read_text()) if file.exists() else ():
             self.workspace.note(note)
+
+    def _teacher_inputs(self, wanted: Wanted) -> dict[str, str]:
+        """The identity of everything that the teacher's responses come from, beside the data."""
+        teacher = self.recipe.teacher
+        if teacher.kind == "file":
+            from distill.answer_file import content_hash
+
+            return {"teacher": content_hash(teacher)}
+        inputs = self._weights("teacher", teacher) if teacher.kind == "hf" else {}
+        return inputs | (self._weights("student", self.recipe.student) if wanted.kind == "frozen_head" else {})
 
     def _weights(self, name: str, option: Any) -> dict[str, str]:
         """The identity of a checkpoint that is read: the hash of its content, wherever it came from."""

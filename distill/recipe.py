@@ -103,7 +103,8 @@ class Recipe:
         if self.teacher.kind == "none" or self.live or self.loss.kind == "text":
             return None
         if self.teacher.targets == "auto":
-            return "sampled" if self.loss.kind == "forward_kl" else "top_k"
+            # only a teacher in this process gives its whole distribution to draw from
+            return "sampled" if self.loss.kind == "forward_kl" and self.teacher.kind == "hf" else "top_k"
         return self.teacher.targets
 
     def _check_targets(self) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
         "_shards",
         "responses",
         "_store_writer",
-        "served", "answer_file", "alignment",
+        "served", "alignment",
         "record",
         "progress",
         "family",
@@ -27,7 +27,7 @@ LAYERS = [
     ],
     ["data", "teacher", "student", "loss", "adapter", "compression", "evaluation", "tracking", "training"],
     ["recipe"],
-    ["checks", "stages", "results"],
+    ["checks", "stages", "answer_file", "results"],
     ["pipeline"],
     ["_hydra_source", "_hydra_errors", "_hydra", "_own_recipe", "__main__"],
 ]

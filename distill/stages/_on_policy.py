@@ -179,4 +179,3 @@ def _header(model: Any, tokenizer: Any, num_rows: int) -> Header:
 def _finished(writer: StoreWriter, store: Path) -> TeacherResponses:
     writer.finish()
     return TeacherResponses(store)
-

@@ -1,17 +1,18 @@
 """open_teacher(): the engine of the recipe's teacher, whichever option it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from distill.example import Example
 from distill.recipe import Recipe
 from distill.stages.teach import Engine, Wanted
 
 
 def open_teacher(
-    recipe: Recipe, wanted: Wanted, folder: Path, note: Callable[[str], None]
+    recipe: Recipe, wanted: Wanted, examples: Sequence[Example], folder: Path, note: Callable[[str], None]
 ) -> AbstractContextManager[Engine]:
-    """What `teach.ask` asks. `folder` is the store's scratch folder, `note` says something to the user."""
+    """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` says something to the user."""
     teacher = recipe.teacher
     match teacher.kind:
         case "hf":
@@ -23,5 +24,9 @@ def open_teacher(
                 assert recipe.student.kind == "pretrained"
                 student = local_folder(recipe.student.model, recipe.student.revision)
             return open_local(teacher, wanted, folder, student)
+        case "file":
+            from distill.answer_file import open_file
+
+            return open_file(teacher, wanted, recipe.loss.kind, examples, note)
         case _:
             raise AssertionError(teacher.kind)

@@ -127,7 +127,7 @@ def notes(sources: Counter[str], teacher: str) -> list[str]:
     """What could not be asked, what was left out and what was cut, counted over the whole store."""
     said = [words.format(sources[source], teacher) for source, words in NOT_LEARNT_FROM.items() if sources[source]]
     if sources[CUT]:
-        said.append(f"{sources[CUT]} answers of the teacher were cut at teacher.max_new_tokens; they do not end.")
+        said.append(f"{sources[CUT]} answers of {teacher} were cut (at teacher.max_new_tokens, say); they do not end.")
     return said
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,7 +68,7 @@ def train_student(
     if done.exists():  # killed between the last file and the seal
         _tidy(folder)
         return {}
-    tokenizer = student_tokenizer(recipe, examples)
+    tokenizer = student_tokenizer(recipe, examples, responses)
     same = speaks_like(responses, tokenizer)
     if recipe.loss.kind != "text" and name == "student":
         responses.header.require(
@@ -148,14 +149,16 @@ def _trained(
     )
 
 
-def student_tokenizer(recipe: Recipe, examples: Sequence[Example]) -> "PreTrainedTokenizerBase":
-    """The checkpoint's own; for a student from scratch the teacher's, else one trained on the data's labelled rows."""
+def student_tokenizer(
+    recipe: Recipe, examples: Sequence[Example], responses: TeacherResponses
+) -> "PreTrainedTokenizerBase":
+    """The checkpoint's own; for a student from scratch the teacher's, else one trained on prompts and responses."""
     if recipe.student.kind == "pretrained":
         return load_tokenizer(local_folder(recipe.student.model, recipe.student.revision))
     if recipe.teacher.tokenizer_from is not None:
         return load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
-    texts = (text for example in examples for text in (prompt_text(example), example.response or ""))
-    return train_tokenizer(texts, recipe.student.vocab_size)
+    said = (responses[number].text for number in range(len(responses)))
+    return train_tokenizer(chain(map(prompt_text, examples), said), recipe.student.vocab_size)
 
 
 def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from distill.teacher.file import File
 from distill.teacher.hf import Hf
 from distill.teacher.none import NoTeacher
 
-Teacher = Annotated[Hf | NoTeacher, Field(discriminator="kind")]
+Teacher = Annotated[Hf | File | NoTeacher, Field(discriminator="kind")]
