@@ -112,8 +112,8 @@ class Recipe:
         kind = self.target_kind
         if self.training.on_policy and self.loss.kind == "text":
             raise ValueError(
-                "training.on_policy with loss=text: a student's own text teaches it nothing; the teacher must score it. "
-                "Use loss=reverse_kl or jsd"
+                "training.on_policy with loss=text: a student's own text teaches it nothing; the teacher must score "
+                "it. Use loss=reverse_kl or jsd"
             )
         if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
             raise ValueError(
@@ -123,7 +123,8 @@ class Recipe:
         if kind == "frozen_head" and not (self.adapter.kind != "none" and _whole_checkpoint(self.student)):
             raise ValueError(
                 "teacher.targets=frozen_head averages the student's output head once and for all, so that head must "
-                "not be trained: it needs adapter=lora or qlora, student=pretrained and all of its layers. Else use sampled"
+                "not be trained: it needs adapter=lora or qlora, student=pretrained and all of its layers. Else use "
+                "sampled"
             )
 
 

@@ -2,8 +2,8 @@
 
 The training is cut into rounds of equal length. At the start of a round the student answers the prompts of the round
 (`written`), then the teacher gives its distributions along these answers by prefill alone (`scored`), then the round is
-trained; so one device never holds both models. Both stores lie beside the training's checkpoints and are filled batch by
-batch: a crash repeats nothing that was written or scored.
+trained; so one device never holds both models. Both stores lie beside the training's checkpoints and are filled batch
+by batch: a crash repeats nothing that was written or scored.
 Source: generalised knowledge distillation, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1; the rounds are ours.
 """
 

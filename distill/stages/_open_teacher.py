@@ -12,7 +12,7 @@ from distill.stages.teach import Engine, Wanted
 def open_teacher(
     recipe: Recipe, wanted: Wanted, examples: Sequence[Example], folder: Path, note: Callable[[str], None]
 ) -> AbstractContextManager[Engine]:
-    """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` says something to the user."""
+    """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` tells the user something."""
     teacher = recipe.teacher
     match teacher.kind:
         case "hf":
