@@ -11,6 +11,7 @@ from distill.errors import DataError, RecipeError
 from distill.example import Examples
 from distill.recipe import STAGES, Recipe
 from distill.targets.layout import MAX_VOCAB
+from distill.teacher import SERVED
 from distill.workspace import store_folder
 
 # A run of the smallest recipe leaves about this much; a full disk should be met here, not in the last stage.
@@ -31,14 +32,19 @@ def check(recipe: Recipe) -> Examples:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("Several processes (WORLD_SIZE > 1) are not supported yet; start one process.")
     _can_be_written(store_folder())
-    teacher = None
-    if recipe.teacher.kind == "hf":
-        teacher = read_config(recipe.teacher.model, recipe.teacher.revision, "teacher.model")
-    student = _student_config(recipe, teacher)
+    teachers = [
+        read_config(teacher.model, teacher.revision, f"{key}.model")
+        for key, teacher in _teachers(recipe).items()
+        if teacher.kind == "hf"
+    ]
+    student = _student_config(recipe, teachers[0] if teachers else None)
     _lengths_fit(recipe, student)
-    _targets_fit(recipe, teacher, student)
+    for teacher in teachers:
+        _targets_fit(recipe, teacher, student)
+    _served_can_be_asked(recipe)
     examples = load(recipe.data)
     _answers_suffice(recipe, examples)
+    _routes_lead_somewhere(recipe, examples)
     # last, because these two load torch and transformers
     _tokenizers_fit(recipe)
     _compressions_fit(recipe, student)
@@ -52,6 +58,13 @@ def load(data: Data) -> Examples:
             return examples
     _loaded.append((data, data.load()))
     return _loaded[-1][1]
+
+
+def _teachers(recipe: Recipe) -> dict[str, Any]:
+    """Each teacher under the key that a user writes for it."""
+    if recipe.teacher.kind == "routed":
+        return {f"teacher.teachers.{name}": teacher for name, teacher in recipe.teacher.teachers.items()}
+    return {"teacher": recipe.teacher}
 
 
 def _student_config(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, Any]:
@@ -82,9 +95,9 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
         raise RecipeError(f"student.layers={layers}: {recipe.student.model} has layers 0 to {has - 1}, not {wrong}.")
 
 
-def _targets_fit(recipe: Recipe, teacher: dict[str, Any] | None, student: dict[str, Any]) -> None:
+def _targets_fit(recipe: Recipe, teacher: dict[str, Any], student: dict[str, Any]) -> None:
     """Sizes that decide whether a kind of targets makes sense for these two checkpoints."""
-    vocab_size = (teacher or {}).get("vocab_size")
+    vocab_size = teacher.get("vocab_size")
     if vocab_size is None:
         return
     if vocab_size > MAX_VOCAB:
@@ -108,6 +121,17 @@ def _targets_fit(recipe: Recipe, teacher: dict[str, Any] | None, student: dict[s
         )
 
 
+def _served_can_be_asked(recipe: Recipe) -> None:
+    """What a served teacher needs from the recipe and the environment; what it can do is found out by asking it."""
+    from distill.stages._served_plan import key_of, refuse_targets
+
+    for key, teacher in _teachers(recipe).items():
+        if teacher.kind == "server":
+            key_of(teacher, key)
+        if teacher.kind in SERVED:
+            refuse_targets(teacher, recipe.target_kind, getattr(recipe.loss, "temperature", 1.0), key)
+
+
 def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
@@ -124,20 +148,28 @@ def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
 
 def _tokenizers_fit(recipe: Recipe) -> None:
     """Targets speak of token ids: teacher and student must share them. A student from scratch takes the teacher's."""
-    theirs = recipe.teacher.tokenizer_from
-    if theirs is None or recipe.loss.kind == "text" or recipe.student.kind == "scratch":
+    if recipe.loss.kind in {"text", "aligned"}:
+        return
+    theirs = [teacher.tokenizer_from for teacher in _teachers(recipe).values()]
+    sides = {side[0]: side for side in theirs if side is not None}
+    if recipe.student.kind == "pretrained":
+        sides[recipe.student.model] = (recipe.student.model, recipe.student.revision)
+    if len(sides) < 2:
         return
     from distill.encoding import load_tokenizer, template_hash, tokenizer_hash
 
-    sides = [load_tokenizer(*side) for side in (theirs, (recipe.student.model, recipe.student.revision))]
+    # the student last: when it differs, all else agrees
+    tokenizers = {name: load_tokenizer(*side) for name, side in sides.items()}
+    first, *others = tokenizers
     for what, of in (("tokenizers", tokenizer_hash), ("chat templates", template_hash)):
-        if of(sides[0]) != of(sides[1]):
-            raise RecipeError(
-                f"The {what} of teacher and student differ: {theirs[0]} ({of(sides[0])}) and "
-                f"{recipe.student.model} ({of(sides[1])}).\nloss={recipe.loss.kind} compares distributions over the "
-                "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's "
-                "tokenizer), or loss=text, which needs the answers' text alone."
-            )
+        for other in others:
+            if of(tokenizers[first]) != of(tokenizers[other]):
+                raise RecipeError(
+                    f"The {what} of teacher and student differ: {first} ({of(tokenizers[first])}) and "
+                    f"{other} ({of(tokenizers[other])}).\nloss={recipe.loss.kind} compares distributions over the "
+                    "same tokens. Choose a student of the teacher's family, student=scratch (it takes the teacher's "
+                    "tokenizer), loss=aligned for other tokens, or loss=text, which needs the answers' text alone."
+                )
 
 
 def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
@@ -155,6 +187,18 @@ def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
         raise DataError(
             "No evaluation row has an answer to compare with (data.response_field in data.eval_path); "
             f"evaluation={recipe.evaluation.kind} needs them."
+        )
+
+
+def _routes_lead_somewhere(recipe: Recipe, examples: Examples) -> None:
+    if recipe.teacher.kind != "routed":
+        return
+    named = {example.teacher for example in examples.train}
+    unknown = sorted(str(name) for name in named - set(recipe.teacher.teachers))
+    if unknown:
+        raise DataError(
+            f"data.teacher_field names {', '.join(unknown[:5])}; the recipe's teachers are "
+            f"{', '.join(recipe.teacher.teachers)}. Add one under teacher.teachers, or name another field."
         )
 
 

@@ -17,6 +17,8 @@ class Example:
 
     prompt: str | tuple[Mapping[str, str], ...]
     response: str | None = None
+    teacher: str | None = None
+    """Which of several teachers is asked."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,17 @@ class Examples:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the training rows themselves: whatever file, slice or seed they came from."""
-        return _hash(self.train)
+        return fingerprint_of(self.train)
 
     @cached_property
     def evaluation_fingerprint(self) -> str:
         """The same of the evaluation rows, which change no training."""
-        return hashlib.sha256("".join(n + _hash(rows) for n, rows in self.evaluation.items()).encode()).hexdigest()[:20]
+        parts = "".join(name + fingerprint_of(rows) for name, rows in self.evaluation.items())
+        return hashlib.sha256(parts.encode()).hexdigest()[:20]
 
 
-def _hash(rows: Sequence[Example]) -> str:
+def fingerprint_of(rows: Sequence[Example]) -> str:
+    """Hash of prompts and answers, in their order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([row.prompt, row.response]).encode())

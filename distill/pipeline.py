@@ -12,14 +12,16 @@ from distill.artifact import Artifact
 from distill.checkpoint import local_folder
 from distill.checks import check
 from distill.errors import StageFailed, VerificationFailed
-from distill.example import Examples
+from distill.example import Example, Examples, fingerprint_of
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore, TeacherResponses
 from distill.stages import compress, evaluate, teach, train, verify
 from distill.stages._local_teacher import how_to_load
 from distill.stages._open_teacher import open_teacher
+from distill.stages._rows import Said
 from distill.stages.teach import Engine, Wanted
+from distill.teacher import SERVED
 from distill.workspace import Workspace, copy_linked, store_folder
 
 
@@ -54,7 +56,8 @@ class Run:
     examples: Examples
     workspace: Workspace
     folder: Path
-    answers: Artifact | None = None
+    answers: dict[str, Artifact] = field(default_factory=dict)
+    """What each teacher said, under the name of the stage that asked it."""
     models: dict[str, Artifact] = field(default_factory=dict)
     packages: dict[str, Artifact] = field(default_factory=dict)
     proofs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -63,28 +66,29 @@ class Run:
 
     def teach(self) -> None:
         """prompts + teacher → responses"""
-        teacher = self.recipe.teacher
         wanted = self._wanted()
-        inputs = {"data": self.examples.fingerprint, **self._teacher_inputs(wanted)}
+        for stage, (teacher, rows) in self._teachers().items():
 
-        def make(scratch: Path) -> Mapping[str, Any] | None:
-            if teacher.kind == "none":
-                return teach.copy_texts(self.examples.train, scratch)
-            return teach.ask(teacher, self._open_teacher(scratch), self.examples.train, scratch)
+            def make(scratch: Path, teacher=teacher, rows=rows) -> Mapping[str, Any] | None:
+                if teacher.kind == "none":
+                    return teach.copy_texts(rows, scratch)
+                engine = open_teacher(teacher, self.recipe, wanted, rows, scratch, self.workspace.note)
+                return teach.ask(teacher, engine, rows, scratch)
 
-        settings = teach.settings(teacher, wanted)
-        self.answers = self.workspace.produce("responses", "teach", settings=settings, inputs=inputs, make=make)
-        self._notes(self.answers.path / "notes.json")
+            settings = teach.settings(teacher, wanted)
+            inputs = {"data": fingerprint_of(rows), **self._teacher_inputs(teacher, wanted)}
+            made = self.workspace.produce("responses", stage, settings=settings, inputs=inputs, make=make)
+            self._notes(made.path / "notes.json")
+            self.answers[stage] = made
 
     def train(self) -> None:
         """responses + student → student, and its baselines"""
-        assert self.answers is not None
-        inputs = {"responses": self.answers.fingerprint, **self._weights("student", self.recipe.student)}
+        inputs = {**self._responses_inputs(), **self._weights("student", self.recipe.student)}
         for name in (*self.recipe.baselines, "student"):
 
             def make(scratch: Path, name: str = name) -> Mapping[str, Any]:
                 return train.train_student(
-                    self.recipe, name, self.examples.train, self.responses(), scratch, self._open_teacher
+                    self.recipe, name, self.examples.train, self.said(), scratch, self._open_scorer
                 )
 
             settings = train.settings(self.recipe, name)
@@ -98,14 +102,10 @@ class Run:
         for name, compression in self.recipe.compression.items():
 
             def make(scratch: Path, compression=compression) -> Mapping[str, Any]:
-                said = self.responses() if compression.heals else None
-                checkpoint = student.path / "checkpoint"
-                return compress.make_package(self.recipe, compression, checkpoint, self.examples.train, said, scratch)
+                said = self.said() if compression.heals else []
+                return compress.make_package(self.recipe, compression, student.path / "checkpoint", said, scratch)
 
-            inputs = {"student": student.fingerprint}
-            if compression.heals:
-                assert self.answers is not None
-                inputs["responses"] = self.answers.fingerprint
+            inputs = {"student": student.fingerprint, **(self._responses_inputs() if compression.heals else {})}
             settings = compress.settings(self.recipe, compression)
             made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
             copy_linked(made.path / "package", self.folder / "packages" / name)
@@ -159,18 +159,31 @@ class Run:
             seed=self.recipe.seed,
         )
 
-    def _open_teacher(self, folder: Path) -> AbstractContextManager[Engine]:
-        return open_teacher(self.recipe, self._wanted(), self.examples.train, folder, self.workspace.note)
+    def _open_scorer(self, folder: Path) -> AbstractContextManager[Engine]:
+        """The teacher, to score what the student wrote."""
+        teacher = self.recipe.teacher
+        return open_teacher(teacher, self.recipe, self._wanted(), (), folder, self.workspace.note)
 
-    def responses(self) -> TeacherResponses:
-        """The teacher's answers, opened for reading."""
-        assert self.answers is not None
-        return TeacherResponses(self.answers.path)
+    def _teachers(self) -> dict[str, tuple[Any, Sequence[Example]]]:
+        """Stage → the teacher that is asked in it, and the rows that it is asked about."""
+        teacher, rows = self.recipe.teacher, self.examples.train
+        if teacher.kind != "routed":
+            return {"teach": (teacher, rows)}
+        asked = {name: [row for row in rows if row.teacher == name] for name in teacher.teachers}
+        return {f"teach {name}": (teacher.teachers[name], rows) for name, rows in asked.items() if rows}
+
+    def said(self) -> list[Said]:
+        """What the teachers said, opened for reading."""
+        rows_of = {stage: rows for stage, (_, rows) in self._teachers().items()}
+        return [Said(rows_of[stage], TeacherResponses(made.path)) for stage, made in self.answers.items()]
+
+    def _responses_inputs(self) -> dict[str, str]:
+        return {stage.replace("teach", "responses"): made.fingerprint for stage, made in self.answers.items()}
 
     def set_aside(self, damaged: DamagedStore) -> StageFailed:
         """Opens the damaged store again and takes out the shard, so that the same command asks its rows again."""
-        assert self.answers is not None
-        (self.workspace.reopen(self.answers) / damaged.shard.name).unlink(missing_ok=True)
+        made = next(made for made in self.answers.values() if made.path == damaged.shard.parent)
+        (self.workspace.reopen(made) / damaged.shard.name).unlink(missing_ok=True)
         return StageFailed(
             f"{damaged} It was taken out of the store; all other shards stay.\n"
             "The same command asks the teacher for its rows again, and goes on."
@@ -247,13 +260,16 @@ class Run:
         for note in json.loads(file.read_text()) if file.exists() else ():
             self.workspace.note(note)
 
-    def _teacher_inputs(self, wanted: Wanted) -> dict[str, str]:
-        """The identity of everything that the teacher's responses come from, beside the data."""
-        teacher = self.recipe.teacher
+    def _teacher_inputs(self, teacher: Any, wanted: Wanted) -> dict[str, str]:
+        """The identity of everything that a teacher's responses come from, beside the data."""
         if teacher.kind == "file":
             from distill.answer_file import content_hash
 
             return {"teacher": content_hash(teacher)}
+        if teacher.kind in SERVED:
+            from distill.stages._served_teacher import identity
+
+            return identity(teacher)
         inputs = self._weights("teacher", teacher) if teacher.kind == "hf" else {}
         return inputs | (self._weights("student", self.recipe.student) if wanted.kind == "frozen_head" else {})
 

@@ -102,10 +102,15 @@ class Recipe:
         """What is stored of the teacher's distributions; None when nothing is."""
         if self.teacher.kind == "none" or self.live or self.loss.kind == "text":
             return None
-        if self.teacher.targets == "auto":
-            # only a teacher in this process gives its whole distribution to draw from
-            return "sampled" if self.loss.kind == "forward_kl" and self.teacher.kind == "hf" else "top_k"
-        return self.teacher.targets
+        if self.loss.kind == "aligned":
+            return "next"
+        teachers = [*self.teacher.teachers.values()] if self.teacher.kind == "routed" else [self.teacher]
+        asked = sorted({teacher.targets for teacher in teachers} - {"auto"})
+        if len(asked) > 1:
+            raise ValueError(f"teacher.teachers: one student cannot learn from {' and '.join(asked)} targets at once")
+        # only a teacher in this process gives its whole distribution to draw from
+        whole = all(teacher.kind == "hf" for teacher in teachers)
+        return asked[0] if asked else "sampled" if self.loss.kind == "forward_kl" and whole else "top_k"
 
     def _check_targets(self) -> None:
         """Raises ValueError when the loss cannot be had from what would be stored."""
@@ -115,6 +120,20 @@ class Recipe:
                 "training.on_policy with loss=text: a student's own text teaches it nothing; the teacher must score "
                 "it. Use loss=reverse_kl or jsd"
             )
+        if self.loss.kind == "aligned":
+            chosen = getattr(self.teacher, "targets", "auto")
+            if self.live or self.training.on_policy or chosen not in {"auto", "next"}:
+                raise ValueError(
+                    "loss=aligned compares the likelihoods of stored answers; leave out teacher.live, teacher.targets and "
+                    "training.on_policy"
+                )
+            if self.teacher.kind != "none" and self.teacher.tokenizer_from is None:
+                raise ValueError("loss=aligned needs the teacher's tokenizer: name it with teacher.tokenizer")
+        routed, field = self.teacher.kind == "routed", getattr(self.data, "teacher_field", None)
+        if routed != (field is not None):
+            raise ValueError("teacher=routed and data.teacher_field=… belong together: it names each row's teacher")
+        if routed and self.training.on_policy:
+            raise ValueError("training.on_policy is scored by one teacher; with teacher=routed use 0")
         if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
             raise ValueError(
                 f"teacher.targets={kind} with loss={self.loss.kind}: samples and averages of the teacher's "

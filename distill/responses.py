@@ -89,6 +89,24 @@ class Header:
                     "loss=aligned for another tokenizer, or loss=text."
                 )
 
+    def require_tokenizer(self, tokenizer_hash: str, store: Path) -> None:
+        """Raises TargetMismatch when the store's token ids are not those of the tokenizer that is to read them."""
+        if self.tokenizer_hash != tokenizer_hash:
+            raise TargetMismatch(
+                f"{store} holds tokens of {self.teacher} (tokenizer {self.tokenizer_hash}), but the teacher's "
+                f"tokenizer is {tokenizer_hash} now. Name the one that the answers were made with, or ask again."
+            )
+
+    def require_layout(self, other: "Header", store: Path) -> None:
+        """Raises TargetMismatch, naming both sides, when the targets of two teachers cannot share a batch."""
+        mine, theirs = ((h.layout, h.target_temperature) for h in (self, other))
+        if mine != theirs:
+            raise TargetMismatch(
+                f"{store} ({self.teacher}) keeps {self.kind} targets of {self.kept} among {self.vocab_size} tokens at "
+                f"temperature {self.target_temperature}; {other.teacher} {other.kind} of {other.kept} among "
+                f"{other.vocab_size} at {other.target_temperature}. Give all teachers the same targets."
+            )
+
 
 @dataclass(frozen=True)
 class TeacherTargets:

@@ -111,7 +111,9 @@ def _is_secret(name: str, value: Any) -> bool:
     name = name.lower()
     if any(word in name for word in ("secret", "password", "passwd", "credential")):
         return True
-    return isinstance(value, str) and "tokenizer" not in name and ("key" in name or "token" in name)
+    # key_env is the name of a variable, and a recipe without it cannot be run again
+    named = name != "key_env" and "tokenizer" not in name
+    return isinstance(value, str) and named and ("key" in name or "token" in name)
 
 
 def _parsed(text: str) -> Any:

@@ -49,7 +49,9 @@ class FileTeacher:
                 "teacher=file: this loss compares the student with log-probabilities, which are of token ids. Name the "
                 "tokenizer that they are of with teacher.tokenizer, or use loss=text."
             )
-        self.vocab_size = None if self.tokenizer is None else vocab_size_of(teacher, self.tokenizer)
+        self.vocab_size = None
+        if teacher.tokenizer_from and self.tokenizer:
+            self.vocab_size = vocab_size_of(teacher.tokenizer_from, self.tokenizer)
         self.context = 1 << 30
         matched = match(read_answers(teacher), examples, self.tokenizer)
         self.answers = matched.answers

@@ -51,11 +51,13 @@ def targets_layout(
     return Layout("top_k", vocab_size, min(teacher.top_k, vocab_size, _commonest(found)))
 
 
-def vocab_size_of(teacher: File, tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Rows of the teacher's output head: what its config.json says, where there is one, else the tokenizer's size."""
-    assert teacher.tokenizer is not None
+def vocab_size_of(source: tuple[str, str | None], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Rows of the teacher's output head: what its config.json says, where there is one, else the tokenizer's size.
+
+    `source`: the checkpoint, and its revision, that the tokenizer is of.
+    """
     try:
-        config = read_config(teacher.tokenizer, teacher.tokenizer_revision, "teacher.tokenizer")
+        config = read_config(*source, "teacher.tokenizer")
     except RecipeError:  # a tokenizer alone
         config = {}
     return max(int(config.get("vocab_size") or 0), len(tokenizer))

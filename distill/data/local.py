@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,8 @@ class Local:
     """Chat `messages`; the last assistant turn is the response, everything before it the prompt."""
     text_field: str | None = None
     """Plain text for language modelling; takes the place of prompt and response."""
+    teacher_field: str | None = None
+    """With teacher=routed: the field that names the teacher of a row."""
     rows: int | str | None = None
     """A slice of the training rows, after the seeded shuffle: 500 (the first 500), "500:" or "100:600"."""
     labelled_rows: Annotated[int, Field(ge=0)] | None = None
@@ -73,7 +76,7 @@ class Local:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")
         if self.labelled_rows is not None:
             chosen = [
-                row if number < self.labelled_rows else Example(prompt=row.prompt) for number, row in enumerate(chosen)
+                row if number < self.labelled_rows else replace(row, response=None) for number, row in enumerate(chosen)
             ]
         return Examples(
             train=chosen,
@@ -84,6 +87,10 @@ class Local:
         return [self._example(row, where) for where, row in read_rows(path, split)]
 
     def _example(self, row: dict[str, Any], where: str) -> Example:
+        example = self._prompt_and_response(row, where)
+        return replace(example, teacher=_text(row, self.teacher_field, where)) if self.teacher_field else example
+
+    def _prompt_and_response(self, row: dict[str, Any], where: str) -> Example:
         if self.text_field:
             return Example(prompt="", response=_text(row, self.text_field, where))
         if self.messages_field:

@@ -39,7 +39,7 @@ class Transformers:
 
     Weights and computation keep the stored dtype unless `dtype` (a torch dtype or its name) says otherwise.
     With `like`, the folder of a bitsandbytes package, the float checkpoint `folder` is quantised here and now in the
-    way that package was: what a package must equal bit for bit. `quantise` and `device_map`: see `load_as`. With `model`
+    way that package was: what a package must equal bit for bit. `quantise`, `device_map`: see `load_as`. With `model`
     and `tokenizer`, these are taken as they are, and `folder` is a name for messages.
     `trust_remote_code` is always off, and nothing is looked up online when the folder exists.
     The model is in eval mode and never packs its 4-bit weights (see `disable_cpu_packing`).

@@ -104,7 +104,6 @@ class Served:
         keys = [request.key(self.endpoint.model, top_logprobs) for request in requests]
         by_key = dict(zip(keys, requests, strict=True))
         kept = self._kept(by_key, answer_from_json)
-        self._asker.log(str(self.estimate(requests, top_logprobs=top_logprobs)))
         asked = self._all(keys, kept, lambda key: self._ask(by_key[key], top_logprobs, key), progress)
         found = kept | asked
         answers = [found[key] for key in keys]

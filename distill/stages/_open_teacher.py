@@ -7,13 +7,19 @@ from pathlib import Path
 from distill.example import Example
 from distill.recipe import Recipe
 from distill.stages.teach import Engine, Wanted
+from distill.teacher import Teacher
+from distill.workspace import store_folder
 
 
 def open_teacher(
-    recipe: Recipe, wanted: Wanted, examples: Sequence[Example], folder: Path, note: Callable[[str], None]
+    teacher: Teacher,
+    recipe: Recipe,
+    wanted: Wanted,
+    examples: Sequence[Example],
+    folder: Path,
+    note: Callable[[str], None],
 ) -> AbstractContextManager[Engine]:
     """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` tells the user something."""
-    teacher = recipe.teacher
     match teacher.kind:
         case "hf":
             from distill.checkpoint import local_folder
@@ -28,5 +34,11 @@ def open_teacher(
             from distill.answer_file import open_file
 
             return open_file(teacher, wanted, recipe.loss.kind, examples, note)
+        case "server":
+            from distill.stages._served_teacher import open_server
+
+            journals = store_folder() / "journals"
+            on_policy = recipe.training.on_policy > 0
+            return open_server(teacher, wanted, examples, journals, note, on_policy=on_policy)
         case _:
             raise AssertionError(teacher.kind)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.encoding import encode_prompt, encode_response
+from distill.encoding import encode_prompt, encode_response, template_hash, tokenizer_hash
 from distill.errors import DataError
 from distill.example import Example
 from distill.responses import TeacherResponses
+from distill.stages._aligned_rows import AlignedRow, Aligner, batch_spans
 from distill.targets import KINDS, Places, RowTargets
 
 if TYPE_CHECKING:
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 PAD_TO = 8
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one teacher said, and to what: a store's row `number` answers `examples[number // samples]`."""
+
+    examples: Sequence[Example]
+    responses: TeacherResponses
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class TokenRow:
     prompt_length: int
     store: TeacherResponses | None = None
     given_T: np.ndarray | None = None
+    spans: AlignedRow | None = None
+    """What the teacher said of spans of these tokens, for loss=aligned."""
 
     def read(self) -> tuple[np.ndarray, RowTargets | None]:
         """`input_ids_T` int32, prompt first, and the targets of the whole stored row, which may be longer."""
@@ -58,14 +69,16 @@ class TokenRows:
         """Tokens of each row."""
         return [row.length for row in self.rows]
 
-    def add(self, number: int, length: int, prompt_length: int, max_length: int, store=None, ids=None) -> None:
+    def add(
+        self, number: int, length: int, prompt_length: int, max_length: int, store=None, ids=None, spans=None
+    ) -> None:
         """Keeps the row if at least one response token fits beside its prompt."""
         if prompt_length >= max_length:
             self.left_out += 1
             return
         self.cut_responses += length > max_length
         given = None if ids is None else ids[:max_length]
-        self.rows.append(TokenRow(number, min(length, max_length), prompt_length, store, given))
+        self.rows.append(TokenRow(number, min(length, max_length), prompt_length, store, given, spans))
 
     def notes(self, max_length: int) -> list[str]:
         """What was cut, in words; empty when nothing was."""
@@ -80,21 +93,22 @@ class TokenRows:
         return said
 
 
-def token_rows(
-    examples: Sequence[Example],
-    responses: TeacherResponses,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int,
-    same_tokenizer: bool,
-) -> TokenRows:
-    """The responses' rows as tokens of the student.
+def token_rows(said: Sequence[Said], tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> TokenRows:
+    """The teachers' responses as tokens of the student.
 
     Raises:
         DataError: nothing is left to train on.
     """
     made = TokenRows()
-    in_store = same_tokenizer and responses.header.kind != "text"
+    for one in said:
+        _add_responses(made, one.examples, one.responses, tokenizer, max_length)
+    return _not_empty(made, sum(len(one.responses) for one in said), max_length)
+
+
+def _add_responses(
+    made: TokenRows, examples: Sequence[Example], responses: TeacherResponses, tokenizer, max_length: int
+) -> None:
+    in_store = responses.header.kind != "text" and speaks_like(responses, tokenizer)
     for number in range(len(responses)):
         lengths = responses.lengths(number)
         if lengths is None:
@@ -110,7 +124,38 @@ def token_rows(
                 responses[number].text,
                 max_length,
             )
-    return _not_empty(made, len(responses), max_length)
+
+
+def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the store's token ids are what this tokenizer and its chat template would give."""
+    header = responses.header
+    return (header.tokenizer_hash, header.template_hash) == (tokenizer_hash(tokenizer), template_hash(tokenizer))
+
+
+def aligned_rows(
+    said: Sequence[Said],
+    teacher: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+) -> TokenRows:
+    """The teachers' responses in the student's own tokens, with what the teachers said of the spans that both share.
+
+    Raises:
+        DataError: nothing is left to train on.
+        TargetMismatch: a store's tokens are not those of the `teacher` tokenizer.
+    """
+    aligner, made = Aligner(teacher, tokenizer), TokenRows()
+    for one in said:
+        one.responses.header.require_tokenizer(tokenizer_hash(teacher), one.responses.path)
+        for number in range(len(one.responses)):
+            if one.responses.lengths(number) is None:
+                continue
+            example = one.examples[number // one.responses.header.samples]
+            row = aligner.align(one.responses[number], encode_prompt(tokenizer, example.prompt))
+            cut = row.cut(max_length)
+            made.add(number, len(row.input_ids_T), row.prompt_length, max_length, ids=row.input_ids_T, spans=cut)
+    return _not_empty(made, sum(len(one.responses) for one in said), max_length)
 
 
 def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> TokenRows:
@@ -175,6 +220,8 @@ def collate(
 
 
 def _collate_targets(rows: Sequence[TokenRow], targets: list, T: int, vocab_size: int) -> dict[str, np.ndarray]:
+    if rows[0].spans is not None:
+        return batch_spans([row.spans for row in rows if row.spans is not None], T)
     layout = rows[0].store.layout if rows[0].store else None
     assert layout is not None
     firsts, counts = [], []

@@ -22,7 +22,7 @@ from distill.errors import StageFailed
 from distill.family.head import hidden_states, output_head
 from distill.loss._divergence import LossTerms, StudentOutput
 from distill.progress import bar
-from distill.responses import Header, TeacherTargets
+from distill.responses import TeacherTargets
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._rows import IGNORED, TokenRow, collate
@@ -67,8 +67,7 @@ def train(
     if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
         # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
         model.set_attn_implementation("eager")
-    store = rows[0].store
-    stored = store is not None and store.layout is not None and loss.kind != "text" and live_teacher is None
+    stored = None if loss.kind == "text" or live_teacher is not None else _stored_targets(rows[0])
     vocab_size = output_head(model).weight_VD.shape[0] if stored else None
     trainer = _DistillTrainer(
         model=model,
@@ -78,7 +77,7 @@ def train(
         plan=plan,
         distill_loss=loss,
         live_teacher=live_teacher,
-        stored=store.header if store and stored else None,
+        stored=stored,
         bf16=bf16,
     )
     start = _step(checkpoint) if checkpoint else 0
@@ -101,6 +100,15 @@ def train(
         if "loss" in entry
     ]
     return Trained(curve, start or None)
+
+
+def _stored_targets(row: TokenRow) -> tuple[str, float] | None:
+    """Kind and temperature of the targets that a training's rows bring along."""
+    if row.spans is not None:
+        return "spans", 1.0
+    if row.store is None or row.store.layout is None:
+        return None
+    return row.store.layout.kind, row.store.header.target_temperature
 
 
 def use_bf16(training: Training) -> bool:
@@ -126,7 +134,9 @@ class _DistillTrainer(Trainer):
     # We return the sum over a micro-batch divided by the global token count: nothing else may be divided.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, plan: BatchPlan, distill_loss, live_teacher, stored: Header | None, bf16: bool, **arguments):
+    def __init__(
+        self, *, plan: BatchPlan, distill_loss, live_teacher, stored: tuple[str, float] | None, bf16: bool, **arguments
+    ):
         super().__init__(**arguments)
         self.plan = plan
         self.distill_loss = distill_loss
@@ -185,7 +195,7 @@ class _DistillTrainer(Trainer):
                 softcap=head.softcap,
             )
         if self.stored is not None:
-            return TeacherTargets.of_batch(self.stored.kind, self.stored.target_temperature, inputs)
+            return TeacherTargets.of_batch(*self.stored, inputs)
         return None
 
     def _stop_not_finite(self, loss: Tensor, rows: Tensor) -> None:

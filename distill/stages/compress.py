@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from distill.artifact import write_whole
 from distill.compression import Compression
-from distill.example import Example
 from distill.recipe import Recipe
-from distill.responses import TeacherResponses
+from distill.stages._rows import Said
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same settings give another package."""
@@ -32,8 +31,7 @@ def make_package(
     recipe: Recipe,
     compression: Compression,
     student: Path,
-    examples: Sequence[Example],
-    responses: TeacherResponses | None,
+    said: Sequence[Said],
     folder: Path,
 ) -> Mapping[str, Any]:
     """Fills `folder/package`; a compression that heals goes on training from its last checkpoint."""
@@ -46,22 +44,18 @@ def make_package(
         package.mkdir(exist_ok=True)
         compression.make(student, package)
         (folder / "base-is-made").touch()
-    assert responses is not None
-    measured = _heal(recipe, compression, student, examples, responses, folder)
+    measured = _heal(recipe, compression, student, said, folder)
     (folder / "base-is-made").unlink()
     return measured
 
 
-def _heal(
-    recipe: Recipe, compression, student: Path, examples, responses: TeacherResponses, folder: Path
-) -> Mapping[str, Any]:
+def _heal(recipe: Recipe, compression, student: Path, said: Sequence[Said], folder: Path) -> Mapping[str, Any]:
     """Trains an adapter on the quantised package with the recipe's loss and targets; see `_save_adapter`."""
     from distill.encoding import load_tokenizer
     from distill.stages._batches import plan_batches
-    from distill.stages._rows import token_rows
     from distill.stages._threads import same_threads
     from distill.stages._trainer import train, write_curve
-    from distill.stages.train import live_teacher, speaks_like
+    from distill.stages.train import live_teacher, rows_to_learn
 
     if (folder / "curve.jsonl").exists():  # killed between the last file and the seal
         shutil.rmtree(folder / "trainer", ignore_errors=True)
@@ -77,13 +71,7 @@ def _heal(
         weight_decay=0.0,
         dropout=0.0,
     )
-    made = token_rows(
-        examples,
-        responses,
-        tokenizer,
-        max_length=training.max_length,
-        same_tokenizer=speaks_like(responses, tokenizer),
-    )
+    made = rows_to_learn(recipe, "student", said, tokenizer)
     plan = plan_batches(
         made.lengths, batch_size=training.batch_size, seed=recipe.seed, epochs=1, max_steps=compression.max_steps
     )

@@ -18,12 +18,12 @@ from distill.evaluation.exact_match import final_answer
 from distill.example import Example
 from distill.progress import bar
 from distill.responses import Header
-from distill.teacher import Teacher
 
 VERSION = 2
 """Part of the fingerprint: raise it when the same settings give other responses."""
 TEXT_BATCH = 4096
 TOO_LONG, NO_ANSWER = "too long", "none"
+WITHHELD, NO_TARGETS = "filtered", "no targets"
 ROOM_FOR_ANSWER = 2
 """Tokens of the context that a prompt must leave: one of an answer and its end."""
 NOT_LEARNT_FROM = {
@@ -33,6 +33,8 @@ NOT_LEARNT_FROM = {
     "duplicate": "{} answers of {} say what another answer to the same prompt said: left out (teacher.filters).",
     "cut": "{} answers of {} were cut at teacher.max_new_tokens: left out (teacher.filters).",
     "empty": "{} answers of {} are empty: left out.",
+    WITHHELD: "{} answers of {} were withheld by the server's own filter: left out.",
+    NO_TARGETS: "{} answers of {} came without a log-probability for every token: left out.",
 }
 
 # B rows of a batch, T tokens of a row, S positions with targets
@@ -77,7 +79,7 @@ class Engine(Protocol):
         ...
 
 
-def settings(teacher: Teacher, wanted: Wanted) -> dict[str, Any]:
+def settings(teacher: Any, wanted: Wanted) -> dict[str, Any]:
     """What decides the responses, beside the data and the teacher's weights."""
     if teacher.kind == "none":
         return {"version": VERSION, "teacher": "none"}

@@ -14,7 +14,6 @@ from distill.encoding import load_tokenizer, prompt_text, template_hash, tokeniz
 from distill.example import Example
 from distill.loss.text import Text
 from distill.recipe import Recipe
-from distill.responses import TeacherResponses
 from distill.stages._threads import same_threads
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from distill.stages._batches import BatchPlan
     from distill.stages._on_policy import OpenTeacher
-    from distill.stages._rows import TokenRow
+    from distill.stages._rows import Said, TokenRow, TokenRows
     from distill.stages._trainer import Trained
 
 VERSION = 1
@@ -52,7 +51,7 @@ def train_student(
     recipe: Recipe,
     name: str,
     examples: Sequence[Example],
-    responses: TeacherResponses,
+    said: "Sequence[Said]",
     folder: Path,
     scorer: "OpenTeacher | None" = None,
 ) -> Mapping[str, Any]:
@@ -61,24 +60,25 @@ def train_student(
     `scorer` opens the teacher that scores the student's own answers when `training.on_policy` asks for them.
     """
     from distill.stages._batches import plan_batches, plan_tokens
-    from distill.stages._rows import own_rows, token_rows
+    from distill.stages._rows import own_rows
     from distill.stages._trainer import write_curve
 
     done = folder / "training.json"
     if done.exists():  # killed between the last file and the seal
         _tidy(folder)
         return {}
-    tokenizer = student_tokenizer(recipe, examples, responses)
-    same = speaks_like(responses, tokenizer)
-    if recipe.loss.kind != "text" and name == "student":
-        responses.header.require(
-            tokenizer_hash=tokenizer_hash(tokenizer),
-            template_hash=template_hash(tokenizer),
-            student="the student",
-            store=responses.path,
-        )
+    tokenizer = student_tokenizer(recipe, examples, said)
+    if recipe.loss.kind not in {"text", "aligned"} and name == "student":
+        for one in said:
+            one.responses.header.require(
+                tokenizer_hash=tokenizer_hash(tokenizer),
+                template_hash=template_hash(tokenizer),
+                student="the student",
+                store=one.responses.path,
+            )
+            one.responses.header.require_layout(said[0].responses.header, one.responses.path)
     training, max_length = recipe.training, recipe.training.max_length
-    made = token_rows(examples, responses, tokenizer, max_length=max_length, same_tokenizer=same)
+    made = rows_to_learn(recipe, name, said, tokenizer)
     plan = plan_batches(
         made.lengths,
         batch_size=training.batch_size,
@@ -100,6 +100,20 @@ def train_student(
     write_whole(done, json.dumps(facts, indent=1))
     _tidy(folder)  # last: until here a killed run can go on from its checkpoints
     return {"resumed_from_step": trained.resumed_from_step}
+
+
+def rows_to_learn(
+    recipe: Recipe, name: str, said: "Sequence[Said]", tokenizer: "PreTrainedTokenizerBase"
+) -> "TokenRows":
+    """The responses in the student's tokens, with what its loss needs of the teachers beside them."""
+    from distill.stages._rows import aligned_rows, token_rows
+
+    max_length = recipe.training.max_length
+    if name != "student" or recipe.loss.kind != "aligned":
+        return token_rows(said, tokenizer, max_length=max_length)
+    assert recipe.teacher.tokenizer_from is not None
+    teacher = load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
+    return aligned_rows(said, teacher, tokenizer, max_length=max_length)
 
 
 def _trained(
@@ -149,22 +163,17 @@ def _trained(
     )
 
 
-def student_tokenizer(
-    recipe: Recipe, examples: Sequence[Example], responses: TeacherResponses
-) -> "PreTrainedTokenizerBase":
-    """The checkpoint's own; for a student from scratch the teacher's, else one trained on prompts and responses."""
+def student_tokenizer(recipe: Recipe, examples: Sequence[Example], said: "Sequence[Said]") -> "PreTrainedTokenizerBase":
+    """The checkpoint's own; for a student from scratch the teacher's, or one of its own for loss=aligned.
+
+    Its own is trained on prompts and responses.
+    """
     if recipe.student.kind == "pretrained":
         return load_tokenizer(local_folder(recipe.student.model, recipe.student.revision))
-    if recipe.teacher.tokenizer_from is not None:
+    if recipe.teacher.tokenizer_from is not None and recipe.loss.kind != "aligned":
         return load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
-    said = (responses[number].text for number in range(len(responses)))
-    return train_tokenizer(chain(map(prompt_text, examples), said), recipe.student.vocab_size)
-
-
-def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the store's token ids are what this tokenizer and its chat template would give."""
-    header = responses.header
-    return (header.tokenizer_hash, header.template_hash) == (tokenizer_hash(tokenizer), template_hash(tokenizer))
+    texts = (one.responses[number].text for one in said for number in range(len(one.responses)))
+    return train_tokenizer(chain(map(prompt_text, examples), texts), recipe.student.vocab_size)
 
 
 def _tidy(folder: Path) -> None:
@@ -232,7 +241,7 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, fold
     tokenizer.save_pretrained(folder)
     student = recipe.student
     from_where = (student.model, student.revision) if student.kind == "pretrained" else recipe.teacher.tokenizer_from
-    if from_where is None:
+    if from_where is None or (student.kind == "scratch" and recipe.loss.kind == "aligned"):
         return
     source = local_folder(*from_where)
     if (source / "tokenizer.model").is_file():

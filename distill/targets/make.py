@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distill.errors import StageFailed
 from distill.targets import RowTargets
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets
@@ -38,10 +39,18 @@ def make(
         uniform_N: for "sampled", see `systematic_draws`.
         always_keep: for "top_k", token ids that every position keeps, besides the next one.
         head_VD: for "frozen_head", the student's.
+
+    Raises:
+        StageFailed: a position's logits are NaN, or none of them is finite.
     """
     import torch
 
     log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
+    if not torch.isfinite(log_normaliser_N).all():
+        raise StageFailed(
+            "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or look "
+            "at its weights; nothing of this batch was stored."
+        )
     logprobs_NV = logits_NV - log_normaliser_N[:, None]
     match layout.kind:
         case "dense":
@@ -68,7 +77,7 @@ def joined(parts: Sequence[RowTargets]) -> RowTargets:
     for field in fields(parts[0]):
         arrays = [getattr(part, field.name) for part in parts]
         if field.name == "ends_S":  # each part counts from its own first entry
-            before = np.cumsum([0, *(int(ends[-1]) for ends in arrays[:-1])])
+            before = np.cumsum([0, *(int(ends[-1]) if len(ends) else 0 for ends in arrays[:-1])])
             arrays = [ends + start for ends, start in zip(arrays, before, strict=True)]
         whole[field.name] = np.concatenate(arrays)
     return type(parts[0])(**whole)

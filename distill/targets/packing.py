@@ -15,12 +15,13 @@ def pack(numbers_E: np.ndarray, width: int) -> bytes:
 def unpack(packed: bytes | memoryview, count: int, width: int) -> np.ndarray:
     """uint64 `[count]`: what `pack` was given."""
     assert 0 < width <= MAX_WIDTH
-    data = np.zeros(packed_bytes(count, width) + 8, dtype=np.uint8)  # room for the last number's eight bytes
-    data[:-8] = np.frombuffer(packed, dtype=np.uint8, count=len(data) - 8)
-    first_bit_E = np.arange(count, dtype=np.int64) * width
+    data = bytes(packed[: packed_bytes(count, width)]) + bytes(8)  # room for the last number's eight bytes
+    first_bit_E = np.arange(0, count * width, width, dtype=np.int64)
     eight_bytes = np.ndarray(len(data) - 7, dtype="<u8", buffer=data, strides=(1,))
-    found_E = eight_bytes[first_bit_E >> 3] >> (first_bit_E & 7).astype(np.uint64)
-    return found_E & np.uint64((1 << width) - 1)
+    found_E = eight_bytes[first_bit_E >> 3]
+    found_E >>= (first_bit_E & 7).astype(np.uint64)
+    found_E &= np.uint64((1 << width) - 1)
+    return found_E
 
 
 def packed_bytes(count: int, width: int) -> int:

@@ -70,8 +70,8 @@ class SampledTargets:
         entries = data[2 * num_positions :]
         numbers_E = unpack(entries, len(entries) * 8 // width, width)
         counts_E = (numbers_E & np.uint64((1 << count_bits) - 1)).astype(np.int32) + 1
-        # the first S: entries of less than a byte may seem to go on in the padding of the last byte
-        ends_S = np.flatnonzero(counts_E.cumsum() % layout.kept == 0)[:num_positions] + 1
+        # of S positions: entries of less than a byte may seem to go on in the padding of the last byte
+        ends_S = counts_E.cumsum().searchsorted(np.arange(1, num_positions + 1) * layout.kept) + 1
         E = int(ends_S[-1]) if num_positions else 0
         return cls((numbers_E[:E] >> np.uint64(count_bits)).astype(np.int32), counts_E[:E], ends_S, entropy_S)
 

@@ -53,5 +53,5 @@ def uniform_of(key: bytes, seed: int, positions: range) -> np.ndarray:
     It depends on the row's content, the position and the seed, never on which rows were asked before.
     """
     words = np.frombuffer(key[:16], dtype="<u4")
-    numbers = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *map(int, words)])))
-    return numbers.random(positions.stop)[positions.start :]
+    bits = np.random.Philox(np.random.SeedSequence([seed, *map(int, words)])).random_raw(positions.stop)
+    return (bits[positions.start :] >> np.uint64(11)) * 2.0**-53

@@ -19,6 +19,8 @@ CODES = 255
 LEAST = -64.0
 """Nats below the highest log-probability that can be told apart; what lies lower is kept as this."""
 POSITION_BYTES = 10
+SMALLEST_HALF = 2.0**-14
+"""Below it, float16 loses digits."""
 
 # S positions of a row, K token ids kept, B rows, T positions of a batch
 
@@ -56,7 +58,7 @@ class TopKTargets:
         codes_SK = np.rint(CODES * np.sqrt(np.minimum(share_SK, 1.0))).astype(np.uint64)
         numbers_SK = (self.token_ids_SK.astype(np.uint64) << np.uint64(8)) | codes_SK
         with np.errstate(over="ignore"):  # a tail of no mass is -inf, as it should be
-            halves = np.stack([range_S, self.tail_S.astype("<f2"), self.log_normaliser_S.astype("<f2")])
+            halves = np.stack([range_S, _tail_to_half(self.tail_S), self.log_normaliser_S.astype("<f2")])
         packed = pack(numbers_SK.reshape(-1), layout.id_bits + 8)
         return halves.astype("<f2").tobytes() + self.next_S.astype("<f4").tobytes() + packed
 
@@ -72,10 +74,10 @@ class TopKTargets:
         share_SK = (numbers_SK & np.uint64(255)).astype(np.float32) / CODES
         below_SK = -range_S[:, None] * share_SK * share_SK
         log_sum_S1 = np.log(np.exp(below_SK).sum(axis=1, keepdims=True))
-        mass_S1 = -np.expm1(np.minimum(tail_S, 0.0))[:, None]
+        tail_S, log_kept_S = _tail_from_half(tail_S)
         return cls(
             (numbers_SK >> np.uint64(8)).astype(np.int32),
-            below_SK - log_sum_S1 + np.log(mass_S1),
+            below_SK - log_sum_S1 + log_kept_S[:, None],
             tail_S,
             next_S,
             log_normaliser_S,
@@ -92,6 +94,20 @@ class TopKTargets:
         return {"token_ids": token_ids, "values": values}
 
 
+def _tail_to_half(tail_S: np.ndarray) -> np.ndarray:
+    """The tail's log mass; where that is too near 0 for float16, minus the kept mass's, which is positive."""
+    tail_S = np.minimum(tail_S.astype(np.float64), -1e-30)
+    return np.where(tail_S < -SMALLEST_HALF, tail_S, -np.log(-np.expm1(tail_S))).astype("<f2")
+
+
+def _tail_from_half(half_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logs of the tail's mass and of the kept mass, float32."""
+    known_S = -np.abs(half_S.astype(np.float64))
+    other_S = np.log(-np.expm1(np.minimum(known_S, -1e-30)))
+    tail_S, kept_S = np.where(half_S > 0, (other_S, known_S), (known_S, other_S))
+    return tail_S.astype(np.float32), kept_S.astype(np.float32)
+
+
 def round_up_to_float16(values: np.ndarray) -> np.ndarray:
     """The nearest float16 that is not below; finite for values up to 65,000."""
     rounded = values.astype(np.float16)
@@ -102,9 +118,9 @@ def logprob_bound(range_nats: float) -> float:
     """Most nats by which a kept log-probability is off, for tokens at most `range_nats` below the likeliest one.
 
     The code's half step is at most range / 255; the normaliser, a mean over tokens, is off by no more than that, and
-    the tail's float16 adds 2^-11 of its logarithm, or of the kept mass's.
+    the tail's float16 adds 2^-11 of its own relative size, or 2^-8 where hardly any mass is kept.
     """
-    return 2 * range_nats / CODES + 2**-9
+    return 2 * range_nats / CODES + 2**-8
 
 
 def top_k_bytes(num_positions: int, layout: Layout) -> int:

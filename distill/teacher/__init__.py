@@ -7,5 +7,10 @@ from pydantic import Field
 from distill.teacher.file import File
 from distill.teacher.hf import Hf
 from distill.teacher.none import NoTeacher
+from distill.teacher.routed import Routed
+from distill.teacher.server import Server
 
-Teacher = Annotated[Hf | File | NoTeacher, Field(discriminator="kind")]
+Teacher = Annotated[Hf | Server | File | Routed | NoTeacher, Field(discriminator="kind")]
+
+SERVED = frozenset({"server", "vllm"})
+"""Kinds that answer over HTTP."""

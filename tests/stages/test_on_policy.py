@@ -104,9 +104,7 @@ def in_rounds(student, base, tiny_teacher, tmp_path, **options):
     return result, trained, opened, plan
 
 
-def test_each_round_is_what_the_student_said_at_its_start_scored_by_the_teacher(
-    student, base, tiny_teacher, tmp_path
-):
+def test_each_round_is_what_the_student_said_at_its_start_scored_by_the_teacher(student, base, tiny_teacher, tmp_path):
     result, trained, opened, _ = in_rounds(student, base, tiny_teacher, tmp_path, on_policy_temperature=0.0)
     assert [stop for _, _, stop in trained] == [2, 4, 6, None]
     assert opened == [f"round-{n:03d}-scored" for n in range(4)]
@@ -196,4 +194,3 @@ def test_an_interrupted_training_writes_and_scores_nothing_twice(tiny_teacher, t
     record = [json.loads(line) for line in (run / "record.jsonl").read_text().splitlines()]
     assert next(line for line in record if line.get("name") == "train student")["resumed_from_step"] >= 2
     assert not list(cut.glob("outputs/store/student/*/round-*"))
-

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from distill._store_writer import StoreWriter
+from distill.encoding import template_hash, tokenizer_hash, train_tokenizer
 from distill.errors import StageFailed, TargetMismatch
 from distill.loss.forward_kl import ForwardKl
 from distill.loss.reverse_kl import ReverseKl
 from distill.loss.text import Text
 from distill.responses import Header, Row, TeacherResponses
 from distill.stages._batches import BatchPlan, plan_batches
-from distill.stages._rows import IGNORED, TokenRow, collate, token_rows
+from distill.stages._rows import IGNORED, Said, TokenRow, collate, token_rows
 from distill.stages._trainer import train
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets
@@ -21,6 +22,7 @@ from distill.targets.top_k import TopKTargets
 from distill.training import Training
 
 K, V = 6, 40
+TOKENIZER = train_tokenizer(["a b c"], 300)
 
 
 def small_llama(seed=0, **more):
@@ -49,7 +51,9 @@ def random_rows(targets_of, *, prompt_targets=True):
 
 
 def stored(folder, rows, kind, kept=0):
-    header = Header(teacher="t", engine="e", dtype="float32", kind=kind, vocab_size=V, kept=kept, num_rows=len(rows))
+    sizes = {"vocab_size": V, "kept": kept, "num_rows": len(rows)}
+    spoken = {"tokenizer_hash": tokenizer_hash(TOKENIZER), "template_hash": template_hash(TOKENIZER)}
+    header = Header(teacher="t", engine="e", dtype="float32", kind=kind, **sizes, **spoken)
     folder.mkdir(exist_ok=True)
     writer = StoreWriter(folder, header, [range(10), range(10, len(rows))])
     for numbers in writer.missing():
@@ -361,11 +365,11 @@ def test_long_rows_are_cut_or_left_out_and_counted(store):
 
     examples = [Example("p", "r")] * len(store)
     longest = max(len(store[n].input_ids_T) for n in range(24))
-    made = token_rows(examples, store, None, max_length=10, same_tokenizer=True)
+    made = token_rows([Said(examples, store)], TOKENIZER, max_length=10)
     too_long = sum(len(store[n].input_ids_T) > 10 for n in range(24))
     assert made.cut_responses == too_long > 0 and made.left_out == 0 and longest > 10
     assert f"{too_long} responses were cut at 10 tokens" in made.notes(10)[0]
-    made = token_rows(examples, store, None, max_length=4, same_tokenizer=True)
+    made = token_rows([Said(examples, store)], TOKENIZER, max_length=4)
     assert made.left_out == sum(store[n].prompt_length >= 4 for n in range(24)) > 0
 
 
