@@ -158,7 +158,7 @@ def systematic(scene: Scene, draws: int, seed: int, shuffle: bool = False) -> Ke
     order_V = torch.arange(scene.logprobs_NV.shape[1])
     if shuffle:
         order_V = torch.randperm(len(order_V), generator=torch.Generator().manual_seed(0))
-    drawn_ND = order_V[systematic_draws(scene.logprobs_NV[:, order_V], scene.uniform_N(seed), draws)]
+    drawn_ND = order_V[systematic_draws(scene.logprobs_NV[:, order_V].exp(), scene.uniform_N(seed), draws)]
     return of_draws(scene, drawn_ND, draws)
 
 
@@ -196,7 +196,7 @@ def top_and_sampled(scene: Scene, k: int, draws: int, seed: int) -> Kept:
     """The likeliest ids with their probabilities, and for the rest draws that share its mass."""
     logprobs_NK, ids_NK = scene.logprobs_NV.topk(k)
     others_NV = scene.logprobs_NV.scatter(1, ids_NK, -torch.inf)
-    drawn = of_draws(scene, systematic_draws(others_NV, scene.uniform_N(seed), draws), draws)
+    drawn = of_draws(scene, systematic_draws(others_NV.exp(), scene.uniform_N(seed), draws), draws)
     mass_N1 = (1 - logprobs_NK.double().exp().sum(1, keepdim=True)).clamp(min=0).numpy()
     # two bytes more a position for the tail's mass and two for the range of the log-probabilities
     size_bytes = drawn.size_bytes + scene.num_positions * (4 + k * (bits_for(LARGE_VOCAB) + 8) / 8)

@@ -45,12 +45,14 @@ def make(
     """
     import torch
 
+    if layout.kind == "sampled":
+        assert uniform_N is not None
+        return _sampled(layout.kept, logits_NV, uniform_N)
+    if layout.kind == "frozen_head":
+        assert head_VD is not None
+        return _frozen_head(logits_NV, head_VD)
     log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
-    if not torch.isfinite(log_normaliser_N).all():
-        raise StageFailed(
-            "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or look "
-            "at its weights; nothing of this batch was stored."
-        )
+    _check_finite(log_normaliser_N)
     logprobs_NV = logits_NV - log_normaliser_N[:, None]
     match layout.kind:
         case "dense":
@@ -59,16 +61,25 @@ def make(
             return NextTokenTargets(_numpy(logprobs_NV.gather(1, next_N[:, None])[:, 0]))
         case "top_k":
             return _top_k(layout.kept, logprobs_NV, log_normaliser_N, next_N, always_keep)
-        case "sampled":
-            assert uniform_N is not None
-            drawn_ND = systematic_draws(logprobs_NV, uniform_N, layout.kept)
-            return SampledTargets.of_draws(drawn_ND.cpu().numpy(), _numpy(_entropy(logprobs_NV)))
-        case "frozen_head":
-            assert head_VD is not None
-            shared = min(len(head_VD), logits_NV.shape[1])  # padding of a vocabulary is no token
-            logprobs_NV = torch.log_softmax(logits_NV[:, :shared], dim=-1)
-            vectors_ND = logprobs_NV.exp() @ head_VD[:shared].float()
-            return FrozenHeadTargets(_numpy(vectors_ND), _numpy(_entropy(logprobs_NV)))
+
+
+def _sampled(draws: int, logits_NV: "Tensor", uniform_N: "Tensor") -> SampledTargets:
+    import torch
+
+    probabilities_NV = torch.softmax(logits_NV, dim=-1)
+    entropy_N = _entropy(logits_NV, probabilities_NV)
+    drawn_ND = systematic_draws(probabilities_NV, uniform_N, draws)
+    return SampledTargets.of_draws(drawn_ND.cpu().numpy(), _numpy(entropy_N))
+
+
+def _frozen_head(logits_NV: "Tensor", head_VD: "Tensor") -> FrozenHeadTargets:
+    import torch
+
+    shared = min(len(head_VD), logits_NV.shape[1])  # padding of a vocabulary is no token
+    logits_NV = logits_NV[:, :shared]
+    probabilities_NV = torch.softmax(logits_NV, dim=-1)
+    vectors_ND = probabilities_NV @ head_VD[:shared].float()
+    return FrozenHeadTargets(_numpy(vectors_ND), _numpy(_entropy(logits_NV, probabilities_NV)))
 
 
 def joined(parts: Sequence[RowTargets]) -> RowTargets:
@@ -108,11 +119,28 @@ def _top_k(
     )
 
 
-def _entropy(logprobs_NV: "Tensor") -> "Tensor":
-    """Of each row, in nats; a probability of zero adds none."""
+def _entropy(logits_NV: "Tensor", probabilities_NV: "Tensor") -> "Tensor":
+    """Of each row, in nats: ln Z - sum(p z), one pass over the logits where -sum(p ln p) takes an exponential more."""
     import torch
 
-    return torch.special.entr(logprobs_NV.exp()).sum(dim=-1)
+    highest = logits_NV.max(dim=-1, keepdim=True)
+    log_normaliser_N = (highest.values - probabilities_NV.gather(1, highest.indices).log()).squeeze(1)
+    _check_finite(log_normaliser_N)
+    # from the highest one: of large logits, the difference of two large numbers would have few digits
+    mean_below_N = torch.linalg.vecdot(probabilities_NV, logits_NV) - highest.values.squeeze(1)
+    if not torch.isfinite(mean_below_N).all():  # tokens that the teacher forbids: 0 * -inf
+        below_NV = (logits_NV - highest.values).clamp(min=-1e4)
+        mean_below_N = torch.linalg.vecdot(probabilities_NV, below_NV)
+    return (log_normaliser_N - highest.values.squeeze(1) - mean_below_N).clamp(min=0.0)
+
+
+def _check_finite(log_normaliser_N: "Tensor") -> None:
+    """Raises StageFailed when a row's logits make no distribution."""
+    if not log_normaliser_N.isfinite().all():
+        raise StageFailed(
+            "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or look "
+            "at its weights; nothing of this batch was stored."
+        )
 
 
 def _numpy(tensor: "Tensor") -> np.ndarray:

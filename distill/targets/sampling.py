@@ -15,29 +15,29 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-# N rows of log-probabilities, n of them in a block, V vocabulary, D draws
+# N rows of probabilities, n of them in a block, V vocabulary, D draws
 
 BLOCK_BYTES = {"cpu": 8 << 20, "gpu": 1 << 30}
 """Of the cumulative distributions: on a CPU what stays in its cache, which is four times as fast."""
 
 
-def systematic_draws(logprobs_NV: "Tensor", uniform_N: "Tensor", draws: int) -> "Tensor":
+def systematic_draws(probabilities_NV: "Tensor", uniform_N: "Tensor", draws: int) -> "Tensor":
     """int64 `[N, draws]`: the drawn token ids of each row, ascending, a token as often as it was drawn.
 
     Args:
-        logprobs_NV: natural logarithms, any float dtype; each row's probabilities are divided by their sum.
+        probabilities_NV: at least 0, any float dtype; each row is divided by its sum.
         uniform_N: float64 in [0, 1), one number a row.
         draws: points on the cumulative distribution, which is summed in float64: in float32 it would be flat over the
             last few thousand tokens of a large vocabulary, and these would never be drawn.
     """
     import torch
 
-    drawn_ND = torch.empty((len(logprobs_NV), draws), dtype=torch.int64, device=logprobs_NV.device)
-    steps_D = torch.arange(draws, dtype=torch.float64, device=logprobs_NV.device)
-    cells = BLOCK_BYTES["cpu" if logprobs_NV.device.type == "cpu" else "gpu"] // 8
-    size = max(1, cells // logprobs_NV.shape[1])
-    for block in (slice(start, start + size) for start in range(0, len(logprobs_NV), size)):
-        cumulative_nV = logprobs_NV[block].exp().cumsum(dim=-1, dtype=torch.float64)
+    device = probabilities_NV.device
+    drawn_ND = torch.empty((len(probabilities_NV), draws), dtype=torch.int64, device=device)
+    steps_D = torch.arange(draws, dtype=torch.float64, device=device)
+    size = max(1, BLOCK_BYTES["cpu" if device.type == "cpu" else "gpu"] // (8 * probabilities_NV.shape[1]))
+    for block in (slice(start, start + size) for start in range(0, len(probabilities_NV), size)):
+        cumulative_nV = probabilities_NV[block].cumsum(dim=-1, dtype=torch.float64)
         total_n1 = cumulative_nV[:, -1:].contiguous()
         points_nD = (uniform_N[block, None] + steps_D) * (total_n1 / draws)
         found_nD = torch.searchsorted(cumulative_nV, points_nD, right=True)

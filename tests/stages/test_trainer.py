@@ -224,7 +224,7 @@ def test_sampled_targets_give_the_divergence_on_average(tmp_path):
 
         def sampled(logprobs, _, step=step):
             uniform = torch.full((len(logprobs),), (step + 0.5) / grid, dtype=torch.float64)
-            drawn = systematic_draws(torch.tensor(logprobs), uniform, 4)
+            drawn = systematic_draws(torch.tensor(logprobs).exp(), uniform, 4)
             entropy = -(np.exp(logprobs) * logprobs).sum(axis=1)
             return SampledTargets.of_draws(drawn.numpy(), entropy)
 

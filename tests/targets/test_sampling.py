@@ -31,7 +31,7 @@ WEIGHTS = {
 def draws_of(weights, uniforms, draws):
     """Drawn ids `[U, D]` from float64 weights that need not add up to one."""
     logprobs_UV = torch.tensor(weights, dtype=torch.float64).log().expand(len(uniforms), -1)
-    return systematic_draws(logprobs_UV, torch.tensor(uniforms, dtype=torch.float64), draws)
+    return systematic_draws(logprobs_UV.exp(), torch.tensor(uniforms, dtype=torch.float64), draws)
 
 
 def counts_of(drawn_UD, num_tokens):
@@ -95,7 +95,7 @@ def test_the_tail_of_a_large_vocabulary_is_summed_in_float64():
     weights = np.array([0.9, *[1e-8] * (2**20 - 1)], dtype=np.float32)
     logprobs_UV = torch.from_numpy(weights).log().expand(5, -1)
     uniforms = np.array([0.03, 0.21, 0.5, 0.77, 0.999])
-    drawn_UD = systematic_draws(logprobs_UV, torch.from_numpy(uniforms), 300).numpy()
+    drawn_UD = systematic_draws(logprobs_UV.exp(), torch.from_numpy(uniforms), 300).numpy()
     p_V = np.exp(np.log(weights).astype(np.float64))
     head, each = p_V[0] / p_V.sum(), p_V[1] / p_V.sum()
     points_UD = (uniforms[:, None] + np.arange(300)) / 300
@@ -110,7 +110,7 @@ def test_log_probabilities_of_any_dtype(dtype):
     torch.manual_seed(0)
     logprobs_NV = (3 * torch.randn(40, 1003)).log_softmax(-1).to(dtype)
     uniform_N = torch.rand(40, dtype=torch.float64)
-    counts_NV = counts_of(systematic_draws(logprobs_NV, uniform_N, 50), 1003)
+    counts_NV = counts_of(systematic_draws(logprobs_NV.exp(), uniform_N, 50), 1003)
     p_NV = logprobs_NV.exp().double()
     expected_NV = 50 * p_NV / p_NV.sum(1, keepdim=True)
     assert (counts_NV >= (expected_NV - 1e-6).floor()).all() and (counts_NV <= (expected_NV + 1e-6).ceil()).all()
@@ -119,13 +119,13 @@ def test_log_probabilities_of_any_dtype(dtype):
 def test_rows_are_drawn_alike_in_blocks_of_any_size(monkeypatch):
     torch.manual_seed(0)
     logprobs_NV, uniform_N = torch.randn(7, 33).log_softmax(-1), torch.rand(7, dtype=torch.float64)
-    at_once = systematic_draws(logprobs_NV, uniform_N, 11)
+    at_once = systematic_draws(logprobs_NV.exp(), uniform_N, 11)
     for rows in (1, 2, 3):
         monkeypatch.setitem(sampling.BLOCK_BYTES, "cpu", rows * 33 * 8)
-        assert (systematic_draws(logprobs_NV, uniform_N, 11) == at_once).all()
+        assert (systematic_draws(logprobs_NV.exp(), uniform_N, 11) == at_once).all()
     monkeypatch.setitem(sampling.BLOCK_BYTES, "cpu", 1)
-    assert (systematic_draws(logprobs_NV, uniform_N, 11) == at_once).all()
-    one_by_one = [systematic_draws(logprobs_NV[n : n + 1], uniform_N[n : n + 1], 11) for n in range(7)]
+    assert (systematic_draws(logprobs_NV.exp(), uniform_N, 11) == at_once).all()
+    one_by_one = [systematic_draws(logprobs_NV[n : n + 1].exp(), uniform_N[n : n + 1], 11) for n in range(7)]
     assert (torch.cat(one_by_one) == at_once).all()
 
 
@@ -175,7 +175,7 @@ def test_the_mean_loss_and_gradient_are_the_dense_ones():
     entropy_N = -(teacher_NV.exp() * teacher_NV).sum(1)
     losses = []
     for uniform in (np.arange(num_uniforms) + 0.5) / num_uniforms:
-        drawn_ND = systematic_draws(teacher_NV, torch.full((5,), uniform, dtype=torch.float64), draws)
+        drawn_ND = systematic_draws(teacher_NV.exp(), torch.full((5,), uniform, dtype=torch.float64), draws)
         targets = SampledTargets.of_draws(drawn_ND.numpy(), entropy_N.numpy())
         batch = SampledTargets.batch([targets], Places((1, 5), [0], [5]), layout)
         ids, values = torch.from_numpy(batch["token_ids"][0]), torch.from_numpy(batch["values"][0]).double()
