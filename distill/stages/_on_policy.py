@@ -18,7 +18,7 @@ import numpy as np
 from distill._store_writer import StoreWriter
 from distill.encoding import template_hash, tokenizer_hash
 from distill.progress import bar
-from distill.responses import Header, TeacherResponses
+from distill.responses import SUMMARY, Header, TeacherResponses
 from distill.stages._batches import BatchPlan
 from distill.stages._local_teacher import answered_row, sampler
 from distill.stages._rows import TokenRow
@@ -58,10 +58,13 @@ def train_in_rounds(
         steps = slice(start, end)
         chosen = _chosen(plan.batches[steps], training.on_policy, [seed, number])
         asked = sorted({int(row) for row in plan.batches[steps][chosen]})
-        written = folder / f"round-{number:03d}-written"
-        answers = _write(model, tokenizer, [rows[row] for row in asked], training, seed, number, written, folder)
-        if open_teacher is not None:
-            answers = _score(model, answers, open_teacher, folder / f"round-{number:03d}-scored")
+        written, scored = (folder / f"round-{number:03d}-{what}" for what in ("written", "scored"))
+        if (scored / SUMMARY).exists():
+            answers = TeacherResponses(scored)
+        else:
+            answers = _write(model, tokenizer, [rows[row] for row in asked], training, seed, number, written, folder)
+            if open_teacher is not None:
+                answers = _score(model, answers, open_teacher, scored)
         batches[steps] = _replaced(plan.batches[steps], chosen, asked, answers, known, training.max_length)
         lengths = np.array([row.length for row in known], dtype=np.int64)
         now = BatchPlan(batches, lengths[batches].sum(axis=1).cumsum())
@@ -127,8 +130,6 @@ def _score(model: Any, answers: TeacherResponses, open_teacher: OpenTeacher, sto
 
     store.mkdir(exist_ok=True)
     batches = [range(start, min(start + BATCH, len(answers))) for start in range(0, len(answers), BATCH)]
-    if (store / "summary.json").exists():
-        return TeacherResponses(store)
     device = next(model.parameters()).device
     model.cpu()  # its place on the device is the teacher's now
     if device.type == "cuda":
