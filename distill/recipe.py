@@ -121,10 +121,9 @@ class Recipe:
                 "it. Use loss=reverse_kl or jsd"
             )
         if self.loss.kind == "aligned":
-            chosen = getattr(self.teacher, "targets", "auto")
-            if self.live or self.training.on_policy or chosen not in {"auto", "next"}:
+            if self.live or self.training.on_policy:
                 raise ValueError(
-                    "loss=aligned compares the likelihoods of stored answers; leave out teacher.live, teacher.targets and "
+                    "loss=aligned compares the likelihoods of stored answers; it goes with neither teacher.live nor "
                     "training.on_policy"
                 )
             if self.teacher.kind != "none" and self.teacher.tokenizer_from is None:

@@ -53,3 +53,5 @@ class Training:
                 f"batch_size={self.batch_size} cannot be cut into {self.gradient_accumulation_steps} equal "
                 "micro-batches"
             )
+        if self.on_policy and not round(self.on_policy * self.batch_size):
+            raise ValueError(f"on_policy={self.on_policy} is less than one of the {self.batch_size} rows of a batch")

@@ -69,6 +69,10 @@ def test_yaml_repeats_no_default():
         ("+compression=[lora]", ["lora"]),
         ("teacher.targets=sampled loss=jsd", ["teacher.targets=sampled", "loss=jsd", "top_k"]),
         ("teacher.targets=frozen_head", ["frozen_head", "adapter=lora", "student=pretrained"]),
+        ("training.on_policy=0.001 loss=jsd", ["on_policy=0.001", "64 rows"]),
+        ("training.on_policy=0.5 loss=text", ["on_policy", "loss=text", "reverse_kl"]),
+        ("loss=aligned teacher.live=true", ["aligned", "teacher.live"]),
+        ("teacher=routed", ["teacher.teachers"]),
         ("student.num_attention_heads=3", ["hidden_size=128", "3"]),
     ],
 )

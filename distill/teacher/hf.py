@@ -21,7 +21,7 @@ class Hf:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     live: bool = False
-    """Keep the teacher in memory beside the student and store no targets."""
+    """Keep the teacher in memory beside the student: its whole distribution is used, and no `targets` are stored."""
     responses: Literal["generate", "data"] = "generate"
     """Whose text the student learns from: the teacher's own answers, or the data's."""
     keep_answers: bool = False
@@ -54,8 +54,6 @@ class Hf:
     def __post_init__(self) -> None:
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples={self.samples} of the most likely answer are all the same; give a temperature")
-        if self.live and self.targets != "auto":
-            raise ValueError(f"targets={self.targets}: a live teacher's whole distribution is used; leave targets out")
 
     @property
     def tokenizer_from(self) -> tuple[str, str | None]:
