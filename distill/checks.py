@@ -35,7 +35,7 @@ def check(recipe: Recipe) -> Examples:
     teachers = [
         read_config(teacher.model, teacher.revision, f"{key}.model")
         for key, teacher in _teachers(recipe).items()
-        if teacher.kind == "hf"
+        if teacher.kind in {"hf", "vllm"}
     ]
     student = _student_config(recipe, teachers[0] if teachers else None)
     _lengths_fit(recipe, student)
@@ -123,11 +123,14 @@ def _targets_fit(recipe: Recipe, teacher: dict[str, Any], student: dict[str, Any
 
 def _served_can_be_asked(recipe: Recipe) -> None:
     """What a served teacher needs from the recipe and the environment; what it can do is found out by asking it."""
+    from distill.served.child import require_program
     from distill.stages._served_plan import key_of, refuse_targets
 
     for key, teacher in _teachers(recipe).items():
         if teacher.kind == "server":
             key_of(teacher, key)
+        if teacher.kind == "vllm":
+            require_program(teacher.python, f"{key}.python")
         if teacher.kind in SERVED:
             refuse_targets(teacher, recipe.target_kind, getattr(recipe.loss, "temperature", 1.0), key)
 
@@ -136,8 +139,8 @@ def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
     # a student from scratch takes the teacher's tokenizer; one that we train ourselves is known to be right
-    own = recipe.student.kind == "pretrained"
-    source = recipe.student.model if own else next(iter(recipe.teacher.tokenizer_from or ()), None)
+    theirs = recipe.teacher.tokenizer_from
+    source = recipe.student.model if recipe.student.kind == "pretrained" else theirs[0] if theirs else None
     for name, compression in recipe.compression.items():
         why = compression.refuse(student)
         if not why and source is not None and Path(source).is_dir():

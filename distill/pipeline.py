@@ -2,26 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill import results
+from distill._teachers import Teachers
 from distill.artifact import Artifact
 from distill.checkpoint import local_folder
 from distill.checks import check
-from distill.errors import StageFailed, VerificationFailed
-from distill.example import Example, Examples, fingerprint_of
+from distill.errors import VerificationFailed
+from distill.example import Examples
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
-from distill.responses import DamagedStore, TeacherResponses
-from distill.stages import compress, evaluate, teach, train, verify
+from distill.responses import DamagedStore
+from distill.stages import compress, evaluate, train, verify
 from distill.stages._local_teacher import how_to_load
-from distill.stages._open_teacher import open_teacher
-from distill.stages._rows import Said
-from distill.stages.teach import Engine, Wanted
-from distill.teacher import SERVED
 from distill.workspace import Workspace, copy_linked, store_folder
 
 
@@ -37,12 +33,12 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     workspace = Workspace(record, store_folder())
     for note in (*notes, *examples.notes):
         workspace.note(note)
-    this = Run(recipe, examples, workspace, folder)
+    this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
     for stage in STAGES[: STAGES.index(recipe.until) + 1]:
         try:
             getattr(this, stage)()
         except DamagedStore as damaged:
-            raise this.set_aside(damaged) from None
+            raise this.teachers.set_aside(damaged) from None
     if this.failed:
         said = "; ".join(f"{name}: {why}" for name, why in this.failed.items())
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
@@ -55,9 +51,8 @@ class Run:
     recipe: Recipe
     examples: Examples
     workspace: Workspace
+    teachers: Teachers
     folder: Path
-    answers: dict[str, Artifact] = field(default_factory=dict)
-    """What each teacher said, under the name of the stage that asked it."""
     models: dict[str, Artifact] = field(default_factory=dict)
     packages: dict[str, Artifact] = field(default_factory=dict)
     proofs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -66,34 +61,22 @@ class Run:
 
     def teach(self) -> None:
         """prompts + teacher → responses"""
-        wanted = self._wanted()
-        for stage, (teacher, rows) in self._teachers().items():
-
-            def make(scratch: Path, teacher=teacher, rows=rows) -> Mapping[str, Any] | None:
-                if teacher.kind == "none":
-                    return teach.copy_texts(rows, scratch)
-                engine = open_teacher(teacher, self.recipe, wanted, rows, scratch, self.workspace.note)
-                return teach.ask(teacher, engine, rows, scratch)
-
-            settings = teach.settings(teacher, wanted)
-            inputs = {"data": fingerprint_of(rows), **self._teacher_inputs(teacher, wanted)}
-            made = self.workspace.produce("responses", stage, settings=settings, inputs=inputs, make=make)
-            self._notes(made.path / "notes.json")
-            self.answers[stage] = made
+        self.teachers.ask()
 
     def train(self) -> None:
         """responses + student → student, and its baselines"""
-        inputs = {**self._responses_inputs(), **self._weights("student", self.recipe.student)}
+        inputs = {**self.teachers.inputs(), **self.workspace.weights(student=self.recipe.student)}
         for name in (*self.recipe.baselines, "student"):
 
             def make(scratch: Path, name: str = name) -> Mapping[str, Any]:
+                said = self.teachers.said()
                 return train.train_student(
-                    self.recipe, name, self.examples.train, self.said(), scratch, self._open_scorer
+                    self.recipe, name, self.examples.train, said, scratch, self.teachers.open_scorer
                 )
 
             settings = train.settings(self.recipe, name)
             made = self.workspace.produce("student", f"train {name}", settings=settings, inputs=inputs, make=make)
-            self._notes(made.path / "notes.json")
+            self.workspace.note_again(made.path / "notes.json")
             self.models[name] = made
 
     def compress(self) -> None:
@@ -102,10 +85,10 @@ class Run:
         for name, compression in self.recipe.compression.items():
 
             def make(scratch: Path, compression=compression) -> Mapping[str, Any]:
-                said = self.said() if compression.heals else []
+                said = self.teachers.said() if compression.heals else []
                 return compress.make_package(self.recipe, compression, student.path / "checkpoint", said, scratch)
 
-            inputs = {"student": student.fingerprint, **(self._responses_inputs() if compression.heals else {})}
+            inputs = {"student": student.fingerprint, **(self.teachers.inputs() if compression.heals else {})}
             settings = compress.settings(self.recipe, compression)
             made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
             copy_linked(made.path / "package", self.folder / "packages" / name)
@@ -127,7 +110,7 @@ class Run:
         if teacher.kind == "hf":
             path = local_folder(teacher.model, teacher.revision)
             how = how_to_load(teacher, path)
-            self._score("teacher", path, self._weights("model", teacher), "transformers", how)
+            self._score("teacher", path, self.workspace.weights(model=teacher), "transformers", how)
         for name, model in self.models.items():
             self._score(name, model.path / "checkpoint", {"model": model.fingerprint}, "transformers")
         for name, package in self.packages.items():
@@ -150,44 +133,6 @@ class Run:
             self.workspace.note(tracked)
         print_table(json.loads((self.folder / "scores.json").read_text()))
         self.workspace.say("report", str(report))
-
-    def _wanted(self) -> Wanted:
-        return Wanted(
-            kind=self.recipe.target_kind,
-            prompt_targets=self.recipe.training.prompt_weight > 0,
-            temperature=getattr(self.recipe.loss, "temperature", 1.0),
-            seed=self.recipe.seed,
-        )
-
-    def _open_scorer(self, folder: Path) -> AbstractContextManager[Engine]:
-        """The teacher, to score what the student wrote."""
-        teacher = self.recipe.teacher
-        return open_teacher(teacher, self.recipe, self._wanted(), (), folder, self.workspace.note)
-
-    def _teachers(self) -> dict[str, tuple[Any, Sequence[Example]]]:
-        """Stage → the teacher that is asked in it, and the rows that it is asked about."""
-        teacher, rows = self.recipe.teacher, self.examples.train
-        if teacher.kind != "routed":
-            return {"teach": (teacher, rows)}
-        asked = {name: [row for row in rows if row.teacher == name] for name in teacher.teachers}
-        return {f"teach {name}": (teacher.teachers[name], rows) for name, rows in asked.items() if rows}
-
-    def said(self) -> list[Said]:
-        """What the teachers said, opened for reading."""
-        rows_of = {stage: rows for stage, (_, rows) in self._teachers().items()}
-        return [Said(rows_of[stage], TeacherResponses(made.path)) for stage, made in self.answers.items()]
-
-    def _responses_inputs(self) -> dict[str, str]:
-        return {stage.replace("teach", "responses"): made.fingerprint for stage, made in self.answers.items()}
-
-    def set_aside(self, damaged: DamagedStore) -> StageFailed:
-        """Opens the damaged store again and takes out the shard, so that the same command asks its rows again."""
-        made = next(made for made in self.answers.values() if made.path == damaged.shard.parent)
-        (self.workspace.reopen(made) / damaged.shard.name).unlink(missing_ok=True)
-        return StageFailed(
-            f"{damaged} It was taken out of the store; all other shards stay.\n"
-            "The same command asks the teacher for its rows again, and goes on."
-        )
 
     def _verify_runtime(self, runtime: str, names: list[str]) -> None:
         student = self.models["student"]
@@ -253,27 +198,4 @@ class Run:
             },
             make=make,
         )
-        self._notes(self.scores[name].path / "notes.json")
-
-    def _notes(self, file: Path) -> None:
-        """What a stage had to leave out or to cut is said again when its result is reused."""
-        for note in json.loads(file.read_text()) if file.exists() else ():
-            self.workspace.note(note)
-
-    def _teacher_inputs(self, teacher: Any, wanted: Wanted) -> dict[str, str]:
-        """The identity of everything that a teacher's responses come from, beside the data."""
-        if teacher.kind == "file":
-            from distill.answer_file import content_hash
-
-            return {"teacher": content_hash(teacher)}
-        if teacher.kind in SERVED:
-            from distill.stages._served_teacher import identity
-
-            return identity(teacher)
-        inputs = self._weights("teacher", teacher) if teacher.kind == "hf" else {}
-        return inputs | (self._weights("student", self.recipe.student) if wanted.kind == "frozen_head" else {})
-
-    def _weights(self, name: str, option: Any) -> dict[str, str]:
-        """The identity of a checkpoint that is read: the hash of its content, wherever it came from."""
-        model = getattr(option, "model", None)
-        return {} if model is None else {name: self.workspace.hash_of(local_folder(model, option.revision))}
+        self.workspace.note_again(self.scores[name].path / "notes.json")

@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 
 from distill.artifact import MANIFEST, Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
+from distill.checkpoint import local_folder
 from distill.errors import StageFailed
 from distill.progress import console
 from distill.record import RunRecord
@@ -71,6 +72,14 @@ class Workspace:
             artifact.path.rename(scratch)
         return scratch
 
+    def find(self, kind: str, same: Callable[[Mapping[str, Any], Mapping[str, str]], bool]) -> Path | None:
+        """A sealed artifact of which `same(settings, inputs)` holds; None when there is none."""
+        for file in sorted((self.store / kind).glob("*/settings.json")):
+            made_from = json.loads(file.read_text())
+            if (file.parent / MANIFEST).exists() and same(made_from["settings"], made_from["inputs"]):
+                return file.parent
+        return None
+
     def say(self, name: str, words: str) -> None:
         """One line in the terminal."""
         self.terminal.print(f"[bold]{escape(f'{name:<24}')}[/bold] {escape(words)}")
@@ -89,6 +98,16 @@ class Workspace:
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, hash_folder(folder))
         return memory.read_text()
+
+    def weights(self, **options: Any) -> dict[str, str]:
+        """name → the hash of the content of the checkpoint that an option names, wherever it came from."""
+        read = {name: option for name, option in options.items() if getattr(option, "model", None) is not None}
+        return {name: self.hash_of(local_folder(option.model, option.revision)) for name, option in read.items()}
+
+    def note_again(self, file: Path) -> None:
+        """What a stage had to leave out or to cut is said again when its result is reused."""
+        for words in json.loads(file.read_text()) if file.exists() else ():
+            self.note(words)
 
     def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
         try:

@@ -5,5 +5,6 @@
 `answer.py`     Request, Answer, Token, Alternative, Estimate: what goes in and what comes back
 `probe.py`      Capabilities: what this endpoint can do, found by asking it
 `journal.py`    Journal: every answer and its cost, once, through any crash
+`child.py`      ServerProcess: a server that we start, and that ends with us
 `faults.py`     Fault: what can go wrong with a reply, and whether to try again
 """

@@ -85,6 +85,7 @@ class Served:
         *,
         top_logprobs: int = 0,
         progress: Callable[[int], None] = lambda units: None,
+        announced: bool = False,
     ) -> list[Answer]:
         """The answer to every request, in the caller's order; only those that the journal lacks are asked for.
 
@@ -93,6 +94,7 @@ class Served:
         Args:
             top_logprobs: alternatives to return for each token; 0 for text alone.
             progress: called with the number of requests done since.
+            announced: the caller has said what this takes; the estimate is not logged again.
 
         Raises:
             RecipeError: the endpoint cannot do what is asked.
@@ -104,6 +106,8 @@ class Served:
         keys = [request.key(self.endpoint.model, top_logprobs) for request in requests]
         by_key = dict(zip(keys, requests, strict=True))
         kept = self._kept(by_key, answer_from_json)
+        if not announced:
+            self._asker.log(str(self.estimate(requests, top_logprobs=top_logprobs)))
         asked = self._all(keys, kept, lambda key: self._ask(by_key[key], top_logprobs, key), progress)
         found = kept | asked
         answers = [found[key] for key in keys]

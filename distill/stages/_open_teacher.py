@@ -19,7 +19,8 @@ def open_teacher(
     folder: Path,
     note: Callable[[str], None],
 ) -> AbstractContextManager[Engine]:
-    """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` tells the user something."""
+    """What `teach.ask` asks about `examples`. `folder` is the store's scratch folder, `note` tells the user a line."""
+    journals, on_policy = store_folder() / "journals", recipe.training.on_policy > 0
     match teacher.kind:
         case "hf":
             from distill.checkpoint import local_folder
@@ -37,8 +38,10 @@ def open_teacher(
         case "server":
             from distill.stages._served_teacher import open_server
 
-            journals = store_folder() / "journals"
-            on_policy = recipe.training.on_policy > 0
             return open_server(teacher, wanted, examples, journals, note, on_policy=on_policy)
+        case "vllm":
+            from distill.stages._vllm_teacher import open_vllm
+
+            return open_vllm(teacher, wanted, examples, journals, note, on_policy=on_policy)
         case _:
             raise AssertionError(teacher.kind)

@@ -4,22 +4,25 @@ from distill.encoding import decode_response, encode_prompt
 from distill.errors import TargetMismatch
 from distill.served.answer import Alternative, Answer, Request
 from distill.served.client import Served
+from distill.served.faults import PromptsTooLong
 from distill.stages._served_plan import Plan
 from distill.stages._served_tokens import TokenIds
 from distill.teacher._served import Served as Option
 
-TEXT = "Once upon a time there were 12 apples, and"
-TOKENS = 8
-MOST_TOPS = 5
+SHORT, MIDDLE = "Once there was{} a king.", ", on 24 May, a naïve (but extraordinarily curious) schoolteacher beside"
+"""With and without what stands in the middle: a chat template adds the same to both."""
+TOKENS, MOST_TOPS = 8, 5
+BOUNDARY_TOKENS = 2
+"""By which counts may differ where templates touch the text in other ways."""
 REPLACED = "\ufffd".encode()
 """What servers that name tokens by text write for a part of a character."""
+_ADVICE = "Name the teacher's own with teacher.tokenizer, or use loss=text without it."
 
 
 def check_tokenizer(served: Served, plan: Plan, tokens: TokenIds, teacher: Option, where: str) -> None:
-    """Lets the endpoint go on with a short text and compares what it calls its tokens with what the tokenizer does.
+    """Holds what the endpoint calls its tokens, and how many a text has, against the tokenizer.
 
-    The request is in the journal like any other, and paid once. An endpoint that tells neither ids nor bytes cannot be
-    checked.
+    At most three requests of a few tokens, in the journal like any others, so paid once.
 
     Raises:
         TargetMismatch: they differ; both sides are named.
@@ -30,25 +33,42 @@ def check_tokenizer(served: Served, plan: Plan, tokens: TokenIds, teacher: Optio
         raise TargetMismatch(
             f"{where} has {able.vocab_size:,} tokens, but the tokenizer {name} has {len(tokens.tokenizer):,}. {_ADVICE}"
         )
-    most = able.completion_logprobs if plan.by_ids else able.chat_logprobs
-    if not most or not (able.ids or able.bytes):
-        return
-    if plan.by_ids:
-        prompt = encode_prompt(tokens.tokenizer, TEXT)
-        request = Request(token_ids=tuple(prompt), max_tokens=TOKENS)
-    else:
-        request = Request(messages=({"role": "user", "content": TEXT},), max_tokens=TOKENS)
-    (answer,) = served.answer([request], top_logprobs=min(most, MOST_TOPS))
-    difference = _difference(answer, tokens)
+    difference = _other_words(served, plan, tokens) or (_other_counts(served, tokens) if able.chat else None)
     if difference is not None:
         raise TargetMismatch(f"{where} and the tokenizer {name} do not speak the same tokens: {difference} {_ADVICE}")
 
 
-_ADVICE = "Name the teacher's own with teacher.tokenizer, or use loss=text without it."
+def _other_words(served: Served, plan: Plan, tokens: TokenIds) -> str | None:
+    """The first token that they do not agree on, in words; None where the endpoint names none."""
+    able = served.capabilities
+    most = able.completion_logprobs if plan.by_ids else able.chat_logprobs
+    if not most or not (able.ids or able.bytes):
+        return None
+    text = SHORT.format("")
+    if plan.by_ids:
+        request = Request(token_ids=tuple(encode_prompt(tokens.tokenizer, text)), max_tokens=TOKENS)
+    else:
+        request = Request(messages=({"role": "user", "content": text},), max_tokens=TOKENS)
+    (answer,) = served.answer([request], top_logprobs=min(most, MOST_TOPS), announced=True)
+    return _other_word(answer, tokens)
 
 
-def _difference(answer: Answer, tokens: TokenIds) -> str | None:
-    """The first token that they do not agree on, in words."""
+def _other_counts(served: Served, tokens: TokenIds) -> str | None:
+    """By how many tokens the middle of a text makes it longer, where the two do not agree."""
+    texts = SHORT.format(""), SHORT.format(MIDDLE)
+    try:
+        asked = [Request(messages=({"role": "user", "content": text},), max_tokens=1) for text in texts]
+        answers = served.answer(asked, announced=True)
+    except PromptsTooLong:
+        return None
+    theirs = answers[1].prompt_tokens - answers[0].prompt_tokens
+    ours = len(encode_prompt(tokens.tokenizer, texts[1])) - len(encode_prompt(tokens.tokenizer, texts[0]))
+    if not answers[0].prompt_tokens or abs(theirs - ours) <= BOUNDARY_TOKENS:
+        return None
+    return f"{MIDDLE!r} is {theirs} tokens at the endpoint and {ours} here."
+
+
+def _other_word(answer: Answer, tokens: TokenIds) -> str | None:
     said = answer.tokens or ()
     for alternative in (a for token in said for a in (Alternative(token.id, token.bytes, 0.0), *token.top)):
         number, content = alternative.id, alternative.bytes

@@ -1,4 +1,4 @@
-"""plan(): what is asked of an endpoint, given what it can do and what the loss needs; refused before anything is paid."""
+"""plan(): what is asked of an endpoint, given what it can do and what the loss needs."""
 
 import os
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def plan(
     if context is not None and can_score and able.scoring != "stepwise" and wanted.kind is not None:
         context -= 1
     if wanted.kind is None:
-        return Plan(by_ids, min(given, 1) if able.ids and vocab_size else 0, False, False, 0, None, context)
+        return Plan(by_ids, min(given, 1) if able.ids and by_ids else 0, False, False, 0, None, context)
     refuse_targets(teacher, wanted.kind, wanted.temperature, "teacher")
     assert vocab_size is not None
     from_answers = bool(given) and (able.ids or able.bytes) and teacher.responses == "generate"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -59,7 +60,9 @@ def open_server(
     )
     journal = journal_of(journals, teacher.base_url.rstrip("/"), teacher.model)
     with Served(endpoint, journal, note) as served:
-        yield ServedTeacher(teacher, wanted, served, examples, teacher.model, note, on_policy=on_policy)
+        # llama.cpp calls a model by its file; a store is moved between machines
+        name = Path(teacher.model).name if teacher.model.startswith("/") else teacher.model
+        yield ServedTeacher(teacher, wanted, served, examples, name, note, on_policy=on_policy)
 
 
 def identity(teacher: Option) -> dict[str, str]:
@@ -106,7 +109,8 @@ class ServedTeacher:
         if self.tokenizer is not None:
             assert self.vocab_size is not None
             self.token_ids = TokenIds(self.tokenizer, self.vocab_size)
-            check_tokenizer(served, self.plan, self.token_ids, teacher, self.where)
+            if self.plan.by_ids or self.layout is not None:
+                check_tokenizer(served, self.plan, self.token_ids, teacher, self.where)
         self._announced = self._told_of_ends = False
 
     def header(self, num_rows: int) -> Header:
@@ -132,7 +136,7 @@ class ServedTeacher:
         numbers = list(requests)
         while numbers:
             try:
-                found = self.served.answer([requests[n] for n in numbers], top_logprobs=self.plan.tops)
+                found = self.served.answer([requests[n] for n in numbers], top_logprobs=self.plan.tops, announced=True)
             except PromptsTooLong as refused:  # the others are in the journal
                 left = set(refused.indices)
                 numbers = [number for place, number in enumerate(numbers) if place not in left]
@@ -235,17 +239,40 @@ class ServedTeacher:
         if self._announced:
             return
         self._announced = True
-        if self.teacher.responses != "generate":
-            return
-        asked = [
-            Question(n * self.teacher.samples + sample, example, self._prompt(example))
-            for n, example in enumerate(self.examples)
-            if not (self.teacher.keep_answers and example.response is not None)
-            for sample in range(self.teacher.samples)
-        ]
-        fit = [q for q in asked if len(q.prompt_ids or ()) + ROOM_FOR_ANSWER <= self.context]
-        if fit:
-            self.note(f"{self.name}: {self.served.estimate([*map(self._request, fit)], top_logprobs=self.plan.tops)}")
+        teacher, asked, scored = self.teacher, [], []
+        for number, example in enumerate(self.examples):
+            prompt = self._prompt(example)
+            if len(prompt or ()) + ROOM_FOR_ANSWER > self.context:
+                continue
+            if example.response is not None and (teacher.responses == "data" or teacher.keep_answers):
+                if prompt is not None and self.layout is not None:
+                    own = encode_response(cast(Any, self.tokenizer), example.response)
+                    scored.append((len(prompt), len(own)))
+            elif teacher.responses == "generate":
+                numbers = range(number * teacher.samples, (number + 1) * teacher.samples)
+                asked += [self._request(Question(n, example, prompt)) for n in numbers]
+                if prompt is not None and self.layout is not None and not self.plan.from_answers:
+                    scored += [(len(prompt), teacher.max_new_tokens + 1)] * teacher.samples
+        if asked:
+            self.note(f"{self.name}: {self.served.estimate(asked, top_logprobs=self.plan.tops)}")
+        if scored:
+            self.note(f"{self.name}: {self._scoring_takes(scored)}")
+
+    def _scoring_takes(self, lengths: Sequence[tuple[int, int]]) -> str:
+        """What scoring rows of so many tokens of prompt and response takes at most, in words."""
+        requests = tokens = 0
+        for prompt, response in lengths:
+            end = min(prompt + response, self.context)
+            first = 1 if self.wanted.prompt_targets else prompt
+            stepwise = self.served.capabilities.scoring == "stepwise"
+            requests += end - first if stepwise else 1
+            tokens += (end - first) * (end - 1 + first) // 2 if stepwise else end
+        endpoint = self.served.endpoint
+        money = f", at most {endpoint.cost(tokens, requests):.6g} in money" if endpoint.has_prices else ""
+        return (
+            f"{len(lengths)} rows to score, those in the journal included: at most {requests:,} requests, {tokens:,} "
+            f"prompt tokens and {requests:,} answer tokens{money}"
+        )
 
     def _prompt(self, example: Example) -> list[int] | None:
         return None if self.tokenizer is None else encode_prompt(self.tokenizer, example.prompt)

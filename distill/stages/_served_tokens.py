@@ -63,10 +63,12 @@ class TokenIds:
         """
         ids, logprobs, seen = [], [], set()
         spelled = None if following is None else self.bytes.of(following)
+        nothing = b"" if following in self.special else spelled
         for alternative in alternatives:
             number = alternative.id
             if number is None:
-                meant = following is not None and alternative.bytes == spelled
+                # some servers write nothing for an end token, and nothing else that can follow there is written so
+                meant = following is not None and alternative.bytes in (spelled, nothing)
                 number = following if meant else self._of_bytes.get(alternative.bytes or b"")
             if number is not None and 0 <= number < self.vocab_size and number not in seen:
                 seen.add(number)
@@ -112,12 +114,10 @@ class TokenIds:
             ids = [cast(int, token.id) for token in tokens]
             return ids if all(0 <= number < self.vocab_size for number in ids) else None
         spelled = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        own, told = [self.bytes.of(number) for number in spelled], [token.bytes or b"" for token in tokens]
         # the first token may carry a blank that the text does not have
-        if [self.bytes.of(number).lstrip() for number in spelled[:1]] == [
-            (t.bytes or b"").lstrip() for t in tokens[:1]
-        ]:
-            if [self.bytes.of(number) for number in spelled[1:]] == [token.bytes for token in tokens[1:]]:
-                return spelled
+        if [*map(bytes.lstrip, own[:1]), *own[1:]] == [*map(bytes.lstrip, told[:1]), *told[1:]]:
+            return spelled
         ids = [self._of_bytes.get(token.bytes or b"") for token in tokens]
         return None if None in ids else cast(list[int], ids)
 

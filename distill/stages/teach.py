@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from distill.encoding import encode_prompt, encode_response
 from distill.evaluation.exact_match import final_answer
 from distill.example import Example
 from distill.progress import bar
-from distill.responses import Header
+from distill.responses import DamagedStore, Header, TeacherResponses
 
 VERSION = 2
 """Part of the fingerprint: raise it when the same settings give other responses."""
@@ -83,15 +83,24 @@ def settings(teacher: Any, wanted: Wanted) -> dict[str, Any]:
     """What decides the responses, beside the data and the teacher's weights."""
     if teacher.kind == "none":
         return {"version": VERSION, "teacher": "none"}
-    sampled = teacher.responses == "generate" and teacher.temperature > 0
-    return {
-        "version": VERSION,
-        "teacher": teacher.decides(wanted.kind),
-        "targets": wanted.kind,
-        "prompt_targets": wanted.kind is not None and wanted.prompt_targets,
-        "temperature": wanted.temperature if wanted.kind not in {None, "dense", "next"} else None,
-        "seed": wanted.seed if sampled or wanted.kind == "sampled" else None,
+    drawn = teacher.responses == "generate" and teacher.temperature > 0
+    answers = teacher.decides(None)
+    settings = {"version": VERSION, "teacher": answers, "seed": wanted.seed if drawn else None, "targets": None}
+    if wanted.kind is None:
+        return settings
+    targets = {
+        "kind": wanted.kind,
+        "prompt_targets": wanted.prompt_targets,
+        "temperature": wanted.temperature if wanted.kind not in {"dense", "next"} else 1.0,
+        "seed": wanted.seed if wanted.kind == "sampled" else None,
     }
+    of_targets = {name: value for name, value in teacher.decides(wanted.kind).items() if name not in answers}
+    return {**settings, "targets": {**targets, **of_targets}}
+
+
+def same_answers(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two stores with these settings, of the same data and teacher, hold the same answers."""
+    return {**settings, "targets": None} == {**others, "targets": None}
 
 
 def copy_texts(examples: Sequence[Example], folder: Path) -> None:
@@ -106,11 +115,18 @@ def copy_texts(examples: Sequence[Example], folder: Path) -> None:
 
 
 def ask(
-    teacher: Any, opened: AbstractContextManager[Engine], examples: Sequence[Example], folder: Path
+    teacher: Any,
+    opened: AbstractContextManager[Engine],
+    examples: Sequence[Example],
+    folder: Path,
+    earlier: TeacherResponses | None = None,
 ) -> Mapping[str, Any]:
-    """Fills `folder` with the teacher's responses to all prompts, going on after what is there."""
+    """Fills `folder` with the teacher's responses to all prompts, going on after what is there.
+
+    `earlier`: a store of the same answers with other targets; then nothing is answered again, only scored.
+    """
     with opened as engine:
-        rows_of = _Rows(teacher, engine, examples)
+        rows_of = _Rows(teacher, engine, examples, earlier)
         header = engine.header(len(examples) * teacher.samples)
         writer = StoreWriter(folder, header, rows_of.batches())
         missing = writer.num_missing()
@@ -136,8 +152,10 @@ def notes(sources: Counter[str], teacher: str) -> list[str]:
 class _Rows:
     """Which rows there are, in which batches they are asked, and what becomes of an answer."""
 
-    def __init__(self, teacher: Any, engine: Engine, examples: Sequence[Example]):
-        self.teacher, self.engine, self.examples = teacher, engine, examples
+    def __init__(
+        self, teacher: Any, engine: Engine, examples: Sequence[Example], earlier: TeacherResponses | None = None
+    ):
+        self.teacher, self.engine, self.examples, self.earlier = teacher, engine, examples, earlier
         self.keeps = teacher.responses == "data" or teacher.keep_answers
         tokenizer = engine.tokenizer
         self.prompts = None if tokenizer is None else [encode_prompt(tokenizer, e.prompt) for e in examples]
@@ -162,9 +180,16 @@ class _Rows:
         rows = {number: self._without_asking(number) for number in numbers}
         asked = [number for number, row in rows.items() if row is None]
         if asked and self.teacher.responses == "generate":
-            said = self.engine.answer([self._question(number) for number in asked])
-            rows |= dict(zip(asked, self._filtered(said), strict=True))
+            rows |= dict(zip(asked, self._said(asked), strict=True))
         return [row or self._left_out(number, "", NO_ANSWER) for number, row in rows.items()]
+
+    def _said(self, numbers: Sequence[int]) -> list[Row]:
+        if self.earlier is not None:
+            try:
+                return [replace(self.earlier[number], targets=None) for number in numbers]
+            except DamagedStore:
+                self.earlier = None  # another run's, which will take care of it
+        return list(self._filtered(self.engine.answer([self._question(number) for number in numbers])))
 
     def _without_asking(self, number: int) -> Row | None:
         """The row that needs no question: too long a prompt, or an answer of its own."""

@@ -138,8 +138,8 @@ def _check_finite(log_normaliser_N: "Tensor") -> None:
     """Raises StageFailed when a row's logits make no distribution."""
     if not log_normaliser_N.isfinite().all():
         raise StageFailed(
-            "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or look "
-            "at its weights; nothing of this batch was stored."
+            "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or "
+            "look at its weights; nothing of this batch was stored."
         )
 
 

@@ -9,8 +9,9 @@ from distill.teacher.hf import Hf
 from distill.teacher.none import NoTeacher
 from distill.teacher.routed import Routed
 from distill.teacher.server import Server
+from distill.teacher.vllm import Vllm
 
-Teacher = Annotated[Hf | Server | File | Routed | NoTeacher, Field(discriminator="kind")]
+Teacher = Annotated[Hf | Server | Vllm | File | Routed | NoTeacher, Field(discriminator="kind")]
 
 SERVED = frozenset({"server", "vllm"})
 """Kinds that answer over HTTP."""

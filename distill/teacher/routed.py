@@ -9,13 +9,14 @@ from distill.option import STRICT
 from distill.teacher.file import File
 from distill.teacher.hf import Hf
 from distill.teacher.server import Server
+from distill.teacher.vllm import Vllm
 
-Asked = Annotated[Hf | Server | File, Field(discriminator="kind")]
+Asked = Annotated[Hf | Server | Vllm | File, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Routed:
-    """Teachers by name; `data.teacher_field` names the field of the data that holds the name. Each has its own store."""
+    """Teachers by name, each with a store of its own; `data.teacher_field` is the field of the data with the name."""
 
     kind: Literal["routed"]
     teachers: Annotated[dict[str, Asked], Field(min_length=1)]

@@ -1,0 +1,121 @@
+"""Teachers: whom a recipe asks, about which rows, and what they said; each of them has a store of its own."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distill.artifact import Artifact
+from distill.errors import StageFailed
+from distill.example import Example, fingerprint_of
+from distill.recipe import Recipe
+from distill.responses import SUMMARY, DamagedStore, TeacherResponses
+from distill.stages import teach
+from distill.stages._open_teacher import open_teacher
+from distill.stages._rows import Said
+from distill.stages.teach import Engine, Wanted
+from distill.teacher import SERVED
+from distill.workspace import Workspace
+
+
+class Teachers:
+    """The recipe's teacher or teachers. `answers`: what each said, under the name of the stage that asked it."""
+
+    def __init__(self, recipe: Recipe, rows: Sequence[Example], workspace: Workspace):
+        self.recipe, self.workspace = recipe, workspace
+        self.wanted = Wanted(
+            kind=recipe.target_kind,
+            prompt_targets=recipe.training.prompt_weight > 0,
+            temperature=getattr(recipe.loss, "temperature", 1.0),
+            seed=recipe.seed,
+        )
+        self.answers: dict[str, Artifact] = {}
+        teacher = recipe.teacher
+        self._asked: dict[str, tuple[Any, Sequence[Example]]] = {"teach": (teacher, rows)}
+        if teacher.kind == "routed":
+            of = {name: [row for row in rows if row.teacher == name] for name in teacher.teachers}
+            self._asked = {f"teach {name}": (teacher.teachers[name], rows) for name, rows in of.items() if rows}
+
+    def ask(self) -> None:
+        """prompts + teacher → responses, for every teacher"""
+        for stage, (teacher, rows) in self._asked.items():
+            settings = teach.settings(teacher, self.wanted)
+            inputs = {"data": fingerprint_of(rows), **self._identity(teacher)}
+            make = partial(self._make, teacher, rows, settings, inputs)
+            made = self.workspace.produce("responses", stage, settings=settings, inputs=inputs, make=make)
+            self.workspace.note_again(made.path / "notes.json")
+            self.answers[stage] = made
+
+    def said(self) -> list[Said]:
+        """What the teachers said, opened for reading."""
+        return [Said(self._asked[stage][1], TeacherResponses(made.path)) for stage, made in self.answers.items()]
+
+    def inputs(self) -> dict[str, str]:
+        """The identity of everything that they said."""
+        return {stage.replace("teach", "responses"): made.fingerprint for stage, made in self.answers.items()}
+
+    def open_scorer(self, folder: Path) -> AbstractContextManager[Engine]:
+        """The teacher, to score what the student wrote."""
+        return open_teacher(self.recipe.teacher, self.recipe, self.wanted, (), folder, self.workspace.note)
+
+    def set_aside(self, damaged: DamagedStore) -> StageFailed:
+        """Opens the damaged store again and takes out the shard, so that the same command asks its rows again."""
+        sealed = next((made for made in self.answers.values() if made.path == damaged.shard.parent), None)
+        # what is not sealed is a round of on-policy training, beside its checkpoints
+        store = self.workspace.reopen(sealed) if sealed else damaged.shard.parent
+        for file in (damaged.shard.name, SUMMARY):
+            (store / file).unlink(missing_ok=True)
+        return StageFailed(
+            f"{damaged} It was taken out of the store; all other shards stay.\n"
+            "The same command asks the teacher for its rows again, and goes on."
+        )
+
+    def _make(
+        self,
+        teacher: Any,
+        rows: Sequence[Example],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        scratch: Path,
+    ) -> Mapping[str, Any] | None:
+        if teacher.kind == "none":
+            return teach.copy_texts(rows, scratch)
+        engine = open_teacher(teacher, self.recipe, self.wanted, rows, scratch, self.workspace.note)
+        return teach.ask(teacher, engine, rows, scratch, self._same_answers(teacher, settings, inputs))
+
+    def _same_answers(
+        self, teacher: Any, settings: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> TeacherResponses | None:
+        """A sealed store of the same answers with other targets: what was generated once is not generated again."""
+        if teacher.kind != "hf" or teacher.responses == "data":
+            return None
+
+        def same(others: Mapping[str, Any], of: Mapping[str, str]) -> bool:
+            alike = all(of.get(name) == inputs[name] for name in ("data", "teacher"))
+            return alike and teach.same_answers(settings, others)
+
+        found = self.workspace.find("responses", same)
+        if found is None:
+            return None
+        self.workspace.note(f"The teacher's answers are those of {found.name}; only its distributions are asked for.")
+        return TeacherResponses(found)
+
+    def _identity(self, teacher: Any) -> dict[str, str]:
+        """Of everything that a teacher's responses come from, beside the data."""
+        if teacher.kind == "file":
+            from distill.answer_file import content_hash
+
+            return {"teacher": content_hash(teacher)}
+        if teacher.kind in SERVED:
+            from distill.stages._served_teacher import identity
+
+            # a checkpoint that vLLM serves from a folder is known by its content, one on the hub by its name
+            is_folder = teacher.kind == "vllm" and Path(teacher.model).is_dir()
+            return identity(teacher) | (self.workspace.weights(teacher=teacher) if is_folder else {})
+        inputs = self.workspace.weights(teacher=teacher) if teacher.kind == "hf" else {}
+        return inputs | (self.workspace.weights(student=self.recipe.student) if self._averages_the_head else {})
+
+    @property
+    def _averages_the_head(self) -> bool:
+        return self.wanted.kind == "frozen_head"
