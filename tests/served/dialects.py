@@ -17,7 +17,10 @@ from distill.runtime.llama_cpp import LlamaCpp
 class Dialect:
     """A server on loopback: `reply(path, body)` gives (status, JSON); use it in a `with` statement."""
 
-    def __init__(self, runtime: LlamaCpp) -> None:
+    key: str | None = None
+    """What must be sent, where a server wants one."""
+
+    def __init__(self, runtime: LlamaCpp, port: int = 0) -> None:
         self.runtime = runtime
         self.bodies: list[dict[str, Any]] = []
         dialect = self
@@ -34,7 +37,12 @@ class Dialect:
             def _answer(self, body: Any) -> None:
                 if body is not None:
                     dialect.bodies.append(body)
-                status, reply = dialect.reply(self.path, body)
+                if self.path == "/health":
+                    status, reply = 200, {}
+                elif dialect.key in (None, (self.headers.get("Authorization") or "").removeprefix("Bearer ")):
+                    status, reply = dialect.reply(self.path, body)
+                else:
+                    status, reply = refusal("Unauthorized", 401)
                 content = json.dumps(reply).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -44,7 +52,7 @@ class Dialect:
             def log_message(self, format: str, *args: Any) -> None:
                 """Quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
