@@ -98,7 +98,8 @@ class Teachers:
         found = self.workspace.find("responses", same)
         if found is None:
             return None
-        self.workspace.note(f"The teacher's answers are those of {found.name}; only its distributions are asked for.")
+        more = "only its distributions are asked for" if self.wanted.kind else "it is not asked again"
+        self.workspace.note(f"The teacher's answers are those of {found.name}; {more}.")
         return TeacherResponses(found)
 
     def _identity(self, teacher: Any) -> dict[str, str]:

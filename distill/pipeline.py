@@ -11,7 +11,7 @@ from distill._teachers import Teachers
 from distill.artifact import Artifact
 from distill.checkpoint import local_folder
 from distill.checks import check
-from distill.errors import VerificationFailed
+from distill.errors import RecipeError, StageFailed, VerificationFailed
 from distill.example import Examples
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
@@ -39,6 +39,8 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
             getattr(this, stage)()
         except DamagedStore as damaged:
             raise this.teachers.set_aside(damaged) from None
+        except RecipeError as error:  # 2 says that nothing was written, which is no longer so
+            raise StageFailed(str(error)) from error
     if this.failed:
         said = "; ".join(f"{name}: {why}" for name, why in this.failed.items())
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")

@@ -115,11 +115,6 @@ class Recipe:
     def _check_targets(self) -> None:
         """Raises ValueError when the loss cannot be had from what would be stored."""
         kind = self.target_kind
-        if self.training.on_policy and self.loss.kind == "text":
-            raise ValueError(
-                "training.on_policy with loss=text: a student's own text teaches it nothing; the teacher must score "
-                "it. Use loss=reverse_kl or jsd"
-            )
         if self.loss.kind == "aligned":
             if self.live or self.training.on_policy:
                 raise ValueError(
@@ -131,8 +126,13 @@ class Recipe:
         routed, field = self.teacher.kind == "routed", getattr(self.data, "teacher_field", None)
         if routed != (field is not None):
             raise ValueError("teacher=routed and data.teacher_field=… belong together: it names each row's teacher")
-        if routed and self.training.on_policy:
-            raise ValueError("training.on_policy is scored by one teacher; with teacher=routed use 0")
+        if self.teacher.kind == "routed":
+            size = {"sampled": "draws", "top_k": "top_k"}.get(str(kind), "kind")
+            sizes = {name: getattr(teacher, size) for name, teacher in self.teacher.teachers.items()}
+            if size != "kind" and len(set(sizes.values())) > 1:
+                raise ValueError(f"teacher.teachers keep {size} of {sizes}; give all of them the same targets")
+        if self.training.on_policy:
+            self._check_on_policy()
         if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
             raise ValueError(
                 f"teacher.targets={kind} with loss={self.loss.kind}: samples and averages of the teacher's "
@@ -143,6 +143,19 @@ class Recipe:
                 "teacher.targets=frozen_head averages the student's output head once and for all, so that head must "
                 "not be trained: it needs adapter=lora or qlora, student=pretrained and all of its layers. Else use "
                 "sampled"
+            )
+
+    def _check_on_policy(self) -> None:
+        """Raises ValueError when nobody could score what the student writes."""
+        if self.loss.kind == "text" or getattr(self.loss, "hard_weight", 0.0):
+            raise ValueError(
+                f"training.on_policy with loss={self.loss.kind}: its own text (loss=text, loss.hard_weight) teaches a "
+                "student nothing; the teacher must score it. Use loss=reverse_kl or jsd without hard_weight"
+            )
+        if self.teacher.kind in {"file", "routed"}:
+            raise ValueError(
+                f"training.on_policy with teacher={self.teacher.kind}: what the student writes must be scored by one "
+                "teacher that can be asked. Use teacher=hf, vllm or server"
             )
 
 

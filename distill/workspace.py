@@ -74,10 +74,12 @@ class Workspace:
 
     def find(self, kind: str, same: Callable[[Mapping[str, Any], Mapping[str, str]], bool]) -> Path | None:
         """A sealed artifact of which `same(settings, inputs)` holds; None when there is none."""
-        for file in sorted((self.store / kind).glob("*/settings.json")):
-            made_from = json.loads(file.read_text())
-            if (file.parent / MANIFEST).exists() and same(made_from["settings"], made_from["inputs"]):
-                return file.parent
+        for folder in sorted((self.store / kind).glob("*/")):
+            if folder.suffix or not (folder / MANIFEST).exists():
+                continue  # a scratch folder, which its run may rename at any moment
+            made_from = json.loads((folder / "settings.json").read_text())
+            if same(made_from["settings"], made_from["inputs"]):
+                return folder
         return None
 
     def say(self, name: str, words: str) -> None:

@@ -33,7 +33,7 @@ LAYERS = [
     ],
     ["data", "teacher", "student", "loss", "adapter", "compression", "evaluation", "tracking", "training"],
     ["recipe"],
-    ["checks", "stages", "answer_file", "results", "_teachers"],
+    ["checks", "stages", "answer_file", "results", "_teacher_checks", "_teachers"],
     ["pipeline"],
     ["_hydra_source", "_hydra_errors", "_hydra", "_own_recipe", "__main__"],
 ]

@@ -64,7 +64,7 @@ class Local:
         Raises:
             DataError: a file is missing, empty or malformed, or a field does not exist.
         """
-        train = self._examples(self.path, self.split)
+        train = self._examples(self.path, self.split, routed=True)
         random.Random(self.shuffle_seed).shuffle(train)
         if self.eval_path:
             evaluation = self._examples(self.eval_path, self.eval_split)
@@ -83,14 +83,15 @@ class Local:
             evaluation={"exact_match": evaluation[: self.evaluation_rows]},
         )
 
-    def _examples(self, path: str, split: str) -> list[Example]:
-        return [self._example(row, where) for where, row in read_rows(path, split)]
+    def _examples(self, path: str, split: str, *, routed: bool = False) -> list[Example]:
+        """`routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows."""
+        field = self.teacher_field if routed else None
+        return [
+            replace(self._example(row, where), teacher=_text(row, field, where) if field else None)
+            for where, row in read_rows(path, split)
+        ]
 
     def _example(self, row: dict[str, Any], where: str) -> Example:
-        example = self._prompt_and_response(row, where)
-        return replace(example, teacher=_text(row, self.teacher_field, where)) if self.teacher_field else example
-
-    def _prompt_and_response(self, row: dict[str, Any], where: str) -> Example:
         if self.text_field:
             return Example(prompt="", response=_text(row, self.text_field, where))
         if self.messages_field:

@@ -18,7 +18,7 @@ from distill.responses import Header
 from distill.stages._threads import same_threads
 from distill.stages.teach import Question, Wanted
 from distill.targets import Layout
-from distill.targets.make import joined, make
+from distill.targets.make import check_finite, joined, make
 from distill.targets.sampling import uniform_of
 from distill.teacher.hf import Hf
 
@@ -75,7 +75,7 @@ class LocalTeacher:
         self.context = model.max_positions or 1 << 30
         self.name = Path(teacher.model).name if Path(teacher.model).is_dir() else teacher.model
         self.head_VD = None if head_VD is None else head_VD.to(model.device)
-        self.always_keep = keep_ids(teacher.always_keep, self.tokenizer) if wanted.kind == "top_k" else ()
+        self.always_keep = keep_ids(teacher, self.tokenizer) if wanted.kind == "top_k" else ()
         self.layout = self._layout()
 
     def header(self, num_rows: int) -> Header:
@@ -102,15 +102,21 @@ class LocalTeacher:
 
     def answer(self, questions: Sequence[Question]) -> list[Row]:
         """Generated answers, each ended by the end-of-sequence token unless it was cut."""
-        prompts = [question.prompt_ids or [] for question in questions]
-        room = min(self.teacher.max_new_tokens, self.context - max(map(len, prompts)))
-        numbers = [question.number for question in questions]
-        choose = sampler(self.teacher.temperature, self.wanted.seed, numbers) if self.teacher.temperature else None
-        said = self.model.generate(prompts, room, batch_size=len(prompts), choose=choose)
-        return [
-            answered_row(self.tokenizer, number, prompt, ids, cut=len(ids) == room, context=self.context)
-            for number, prompt, ids in zip(numbers, prompts, said, strict=True)
-        ]
+        rows: dict[int, Row] = {}
+        by_room: dict[int, list[Question]] = {}
+        for question in questions:
+            # a long prompt has less room, and must not take its batch mates' too
+            left = self.context - len(question.prompt_ids or [])
+            by_room.setdefault(min(self.teacher.max_new_tokens, left), []).append(question)
+        for room, asked in by_room.items():
+            prompts, numbers = [question.prompt_ids or [] for question in asked], [q.number for q in asked]
+            temperature = self.teacher.temperature
+            choose = sampler(temperature, self.wanted.seed, numbers) if temperature else likeliest
+            said = self.model.generate(prompts, room, batch_size=len(prompts), choose=choose)
+            for number, prompt, ids in zip(numbers, prompts, said, strict=True):
+                cut = len(ids) == room
+                rows[number] = answered_row(self.tokenizer, number, prompt, ids, cut=cut, context=self.context)
+        return [rows[question.number] for question in questions]
 
     def with_targets(self, rows: Sequence[Row]) -> list[Row]:
         """The rows with targets at every position whose next token is to be learnt; one prefill."""
@@ -162,7 +168,7 @@ class LocalTeacher:
         if kind == "frozen_head":
             assert self.head_VD is not None
             return Layout(kind, V, self.head_VD.shape[1])
-        kept = {"sampled": self.teacher.draws, "top_k": min(max(self.teacher.top_k, 1 + len(self.always_keep)), V)}
+        kept = {"sampled": self.teacher.draws, "top_k": min(self.teacher.top_k, V)}
         return Layout(kind, V, kept.get(kind, 0))  # type: ignore[arg-type]
 
     def _positions(self, row: Row) -> range:
@@ -205,25 +211,37 @@ def sampler(temperature: float, seed: int, numbers: Sequence[int]):
         uniform_BV = np.stack(
             [np.random.default_rng([seed, numbers[row], step]).random(logits_BV.shape[1]) for row in rows]
         )
+        check_finite(logits_BV.max(dim=-1).values)
         gumbel_BV = -np.log(-np.log(np.clip(uniform_BV, 1e-300, 1 - 1e-16)))
         return (logits_BV.double() / temperature + torch.from_numpy(gumbel_BV).to(logits_BV.device)).argmax(dim=-1)
 
     return choose
 
 
-def keep_ids(tokens: Sequence[str], tokenizer: Any) -> tuple[int, ...]:
+def likeliest(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
+    """The token with the highest logit. Raises StageFailed where there is none."""
+    highest = logits_BV.max(dim=-1)
+    check_finite(highest.values)
+    return highest.indices
+
+
+def keep_ids(teacher: Hf, tokenizer: Any) -> tuple[int, ...]:
     """Token ids of `teacher.always_keep`, and of the end of an answer, which a student must never unlearn to give.
 
     Raises:
-        RecipeError: a word is not one token of the vocabulary.
+        RecipeError: a word is not one token of the vocabulary, or `top_k` has no room for them and the next token.
     """
-    ids = {tokenizer.eos_token_id}
-    for token in tokens:
-        found = tokenizer.convert_tokens_to_ids(token)
-        if found is None or found == tokenizer.unk_token_id:
+    ids, vocabulary = {tokenizer.eos_token_id}, tokenizer.get_vocab()
+    for token in teacher.always_keep:
+        if token not in vocabulary:
             raise RecipeError(
                 f"teacher.always_keep: {token!r} is no single token of the teacher's vocabulary. Give tokens as the "
                 "tokenizer writes them, such as <|im_end|>."
             )
-        ids.add(found)
+        ids.add(vocabulary[token])
+    if teacher.top_k < 1 + len(ids):
+        raise RecipeError(
+            f"teacher.top_k={teacher.top_k} has no room for the next token and the {len(ids)} that every position "
+            f"keeps (the end of an answer, teacher.always_keep); it needs {1 + len(ids)} at least."
+        )
     return tuple(sorted(ids))

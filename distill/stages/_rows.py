@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distill._shards import CUT
 from distill.encoding import encode_prompt, encode_response, template_hash, tokenizer_hash
 from distill.errors import DataError
 from distill.example import Example
@@ -116,14 +117,8 @@ def _add_responses(
         if in_store:
             made.add(number, *lengths, max_length, store=responses)
         else:
-            _add_text(
-                made,
-                tokenizer,
-                number,
-                examples[number // responses.header.samples],
-                responses[number].text,
-                max_length,
-            )
+            row, example = responses[number], examples[number // responses.header.samples]
+            _add_text(made, tokenizer, number, example, row.text, max_length, ended=row.source != CUT)
 
 
 def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -167,9 +162,13 @@ def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", 
     return _not_empty(made, len(examples), max_length)
 
 
-def _add_text(made: TokenRows, tokenizer, number: int, example: Example, response: str, max_length: int) -> None:
+def _add_text(
+    made: TokenRows, tokenizer, number: int, example: Example, response: str, max_length: int, *, ended: bool = True
+) -> None:
     prompt = encode_prompt(tokenizer, example.prompt)
-    ids = np.array(prompt + encode_response(tokenizer, response), dtype=np.int32)
+    # an answer that was cut does not end, and may stop inside a character
+    text = response if ended else response.rstrip("\N{REPLACEMENT CHARACTER}")
+    ids = np.array(prompt + encode_response(tokenizer, text)[: None if ended else -1], dtype=np.int32)
     made.add(number, len(ids), len(prompt), max_length, ids=ids)
 
 

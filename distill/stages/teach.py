@@ -137,12 +137,13 @@ def ask(
                 writer.write(engine.with_targets(rows) if header.layout else rows)
                 advance(len(rows))
         sources = writer.finish()
-        write_whole(folder / "notes.json", json.dumps(notes(sources, engine.name)))
+        write_whole(folder / "notes.json", json.dumps(notes(sources, engine.name, teacher.samples)))
     return {"resumed_after_rows": header.num_rows - missing} if missing < header.num_rows else {}
 
 
-def notes(sources: Counter[str], teacher: str) -> list[str]:
+def notes(sources: Counter[str], teacher: str, samples: int = 1) -> list[str]:
     """What could not be asked, what was left out and what was cut, counted over the whole store."""
+    sources = Counter({**sources, TOO_LONG: sources[TOO_LONG] // samples})  # of prompts, not of what each would get
     said = [words.format(sources[source], teacher) for source, words in NOT_LEARNT_FROM.items() if sources[source]]
     if sources[CUT]:
         said.append(f"{sources[CUT]} answers of {teacher} were cut (at teacher.max_new_tokens, say); they do not end.")
@@ -214,7 +215,8 @@ class _Rows:
         for row in rows:
             prompt = row.number // self.teacher.samples
             why = self._why_not(row, self.examples[prompt], (prompt, row.text.strip()) in heard)
-            heard.add((prompt, row.text.strip()))
+            if why is None:
+                heard.add((prompt, row.text.strip()))
             yield row if why is None else self._left_out(row.number, row.text, why)
 
     def _why_not(self, row: Row, example: Example, heard: bool) -> str | None:

@@ -52,7 +52,7 @@ def make(
         assert head_VD is not None
         return _frozen_head(logits_NV, head_VD)
     log_normaliser_N = torch.logsumexp(logits_NV, dim=-1)
-    _check_finite(log_normaliser_N)
+    check_finite(log_normaliser_N)
     logprobs_NV = logits_NV - log_normaliser_N[:, None]
     match layout.kind:
         case "dense":
@@ -125,7 +125,7 @@ def _entropy(logits_NV: "Tensor", probabilities_NV: "Tensor") -> "Tensor":
 
     highest = logits_NV.max(dim=-1, keepdim=True)
     log_normaliser_N = (highest.values - probabilities_NV.gather(1, highest.indices).log()).squeeze(1)
-    _check_finite(log_normaliser_N)
+    check_finite(log_normaliser_N)
     # from the highest one: of large logits, the difference of two large numbers would have few digits
     mean_below_N = torch.linalg.vecdot(probabilities_NV, logits_NV) - highest.values.squeeze(1)
     if not torch.isfinite(mean_below_N).all():  # tokens that the teacher forbids: 0 * -inf
@@ -134,9 +134,9 @@ def _entropy(logits_NV: "Tensor", probabilities_NV: "Tensor") -> "Tensor":
     return (log_normaliser_N - highest.values.squeeze(1) - mean_below_N).clamp(min=0.0)
 
 
-def _check_finite(log_normaliser_N: "Tensor") -> None:
-    """Raises StageFailed when a row's logits make no distribution."""
-    if not log_normaliser_N.isfinite().all():
+def check_finite(values_N: "Tensor") -> None:
+    """Raises StageFailed unless each row's highest logit, or log-normaliser, is finite: else it is no distribution."""
+    if not values_N.isfinite().all():
         raise StageFailed(
             "The teacher's logits are not finite. Load it in another dtype (teacher.dtype=float32 or bfloat16), or "
             "look at its weights; nothing of this batch was stored."

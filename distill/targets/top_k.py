@@ -115,7 +115,10 @@ def round_up_to_float16(values: np.ndarray) -> np.ndarray:
 
 
 def logprob_bound(range_nats: float) -> float:
-    """Most nats by which a kept log-probability is off, for tokens at most `range_nats` below the likeliest one.
+    """Most nats by which a kept log-probability is off.
+
+    `range_nats`: how far the position's least likely kept token lies below its likeliest one, 64 at most. The likelier
+    a token, the less of the bound it uses.
 
     The code's half step is at most range / 255; the normaliser, a mean over tokens, is off by no more than that, and
     the tail's float16 adds 2^-11 of its own relative size, or 2^-8 where hardly any mass is kept.

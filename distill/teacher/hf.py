@@ -52,6 +52,8 @@ class Hf:
     """auto: spread over all GPUs (and the CPU's memory) by accelerate; None: on one device."""
 
     def __post_init__(self) -> None:
+        if self.samples > 1 and self.responses == "data":
+            raise ValueError(f"samples={self.samples}: the data has one answer to each prompt; use responses=generate")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples={self.samples} of the most likely answer are all the same; give a temperature")
 
