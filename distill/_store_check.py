@@ -67,8 +67,11 @@ def _faults_of_rows(responses: TeacherResponses, index_N: np.ndarray, key_of_N: 
             advance(1)
             try:
                 row = responses[number]
-            except DamagedStore:
-                damaged[int(index_N[number]["shard"])].append(number)
+            except DamagedStore as found:
+                if found.shard.name == INDEX:
+                    told_wrong[f"{INDEX}: another length or source than that of"].append(number)
+                else:
+                    damaged[int(index_N[number]["shard"])].append(number)
                 continue
             sources[row.source] += 1
             counted.update(_counts(row))

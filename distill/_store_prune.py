@@ -8,6 +8,7 @@ from pathlib import Path
 from distill._store_list import is_store
 from distill.artifact import locked, open_artifact
 from distill.errors import RecipeError
+from distill.workspace import RUNS
 
 RECORD = "record.jsonl"
 _FINGERPRINT = re.compile(rb"[0-9a-f]{20}")
@@ -98,7 +99,8 @@ def _run_folders(store: Path, more: Sequence[Path]) -> list[Path]:
     for folder in more:
         if not next(iter(_record_files([folder])), None):
             raise RecipeError(f"--runs {folder}: no {RECORD} is there. Name a run's folder, or a folder of such.")
-    return [store.resolve().parent, Path("outputs").resolve(), *more]
+    known = [Path(file.read_text()) for file in (store / RUNS).glob("*.txt")]
+    return [store.resolve().parent, Path("outputs").resolve(), *known, *more]
 
 
 def _record_files(folders: Iterable[Path]) -> set[Path]:

@@ -7,9 +7,10 @@ what is missing, cuts what is half-written, and ends with the same bytes as one 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from distill.targets.packing import bits_for, packed_bytes
 SHARD_BATCHES = 32
 
 
+def _who(header: Mapping[str, Any]) -> str:
+    names = ("teacher", "revision", "engine", "dtype", "kind", "kept", "target_temperature", "seed", "num_rows")
+    return ", ".join(f"{name} {header[name]}" for name in names if header.get(name) is not None)
+
+
 class StoreWriter:
     """Fills `folder`; use `missing()` to learn what to ask, `write()` for each answered batch, then `finish()`."""
 
@@ -32,9 +38,14 @@ class StoreWriter:
         known = folder / HEADER
         text = json.dumps(asdict(header), indent=1)
         if known.exists() and known.read_text() != text:
-            for shard in folder.glob("shard-*.bin"):  # another version of the engine had begun: one store, one teacher
-                shard.unlink()
+            raise StageFailed(
+                f"{folder} was begun by {_who(json.loads(known.read_text()))}; now it is {_who(asdict(header))}. One "
+                "store is of one teacher and engine: install that one again and go on, or delete the folder."
+            )
         write_whole(known, text)
+        for shard in folder.glob("shard-*.bin"):  # of a plan with smaller batches
+            if int(shard.stem.rpartition("-")[2]) >= -(-len(batches) // SHARD_BATCHES):
+                shard.unlink()
 
     def missing(self) -> Iterator[Sequence[int]]:
         """The batches that are not in the store yet, in order. Each must be written before the next is taken."""

@@ -1,5 +1,6 @@
 """What can be refused of a recipe's teachers and targets before anybody is asked."""
 
+from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import read_config
@@ -35,6 +36,15 @@ def check_teachers(recipe: Recipe, teachers: list[dict[str, Any]], student: dict
         _targets_fit(recipe, teacher, student)
         _student_may_write(recipe, teacher)
     _served_can_be_asked(recipe)
+    for key, teacher in teachers_of(recipe).items():
+        if teacher.kind == "file" and not Path(teacher.path).exists() and _is_meant_as_file(teacher.path):
+            raise DataError(
+                f"{key}.path={teacher.path}: no such file. It takes a file, a folder, or a data set's hub id."
+            )
+
+
+def _is_meant_as_file(path: str) -> bool:
+    return bool(Path(path).suffix) or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def check_tokenizers(recipe: Recipe) -> None:

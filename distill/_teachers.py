@@ -10,7 +10,7 @@ from distill.artifact import Artifact
 from distill.errors import StageFailed
 from distill.example import Example, fingerprint_of
 from distill.recipe import Recipe
-from distill.responses import SUMMARY, DamagedStore, TeacherResponses
+from distill.responses import INDEX, SUMMARY, DamagedStore, TeacherResponses
 from distill.stages import teach
 from distill.stages._open_teacher import open_teacher
 from distill.stages._rows import Said
@@ -34,7 +34,8 @@ class Teachers:
         teacher = recipe.teacher
         self._asked: dict[str, tuple[Any, Sequence[Example]]] = {"teach": (teacher, rows)}
         if teacher.kind == "routed":
-            of = {name: [row for row in rows if row.teacher == name] for name in teacher.teachers}
+            # by name: the order in which a recipe writes them must not decide the order of the rows
+            of = {name: [row for row in rows if row.teacher == name] for name in sorted(teacher.teachers)}
             self._asked = {f"teach {name}": (teacher.teachers[name], rows) for name, rows in of.items() if rows}
 
     def ask(self) -> None:
@@ -64,11 +65,12 @@ class Teachers:
         sealed = next((made for made in self.answers.values() if made.path == damaged.shard.parent), None)
         # what is not sealed is a round of on-policy training, beside its checkpoints
         store = self.workspace.reopen(sealed) if sealed else damaged.shard.parent
-        for file in (damaged.shard.name, SUMMARY):
+        # the shard stays: whoever goes on with the store keeps its rows up to the first that is damaged
+        for file in (SUMMARY, INDEX):
             (store / file).unlink(missing_ok=True)
         return StageFailed(
-            f"{damaged} It was taken out of the store; all other shards stay.\n"
-            "The same command asks the teacher for its rows again, and goes on."
+            f"{damaged} Its rows from there on were taken out of the store; all other shards stay.\n"
+            "The same command asks the teacher for these rows again, and goes on."
         )
 
     def _make(
@@ -107,7 +109,8 @@ class Teachers:
         if teacher.kind == "file":
             from distill.answer_file import content_hash
 
-            return {"teacher": content_hash(teacher)}
+            # what a file's log-probabilities are good for depends on the loss, and is judged when they are read
+            return {"teacher": content_hash(teacher), "loss": self.recipe.loss.kind}
         if teacher.kind in SERVED:
             from distill.stages._served_teacher import identity
 

@@ -133,6 +133,11 @@ class Recipe:
                 raise ValueError(f"teacher.teachers keep {size} of {sizes}; give all of them the same targets")
         if self.training.on_policy:
             self._check_on_policy()
+        if kind == "next" and self.loss.kind != "aligned":
+            raise ValueError(
+                f"teacher.targets=next with loss={self.loss.kind}: the probability of the text itself is for "
+                "loss=aligned alone. Use teacher.targets=top_k, or loss=text"
+            )
         if kind in {"sampled", "frozen_head"} and self.loss.kind != "forward_kl":
             raise ValueError(
                 f"teacher.targets={kind} with loss={self.loss.kind}: samples and averages of the teacher's "

@@ -37,10 +37,10 @@ MAPPED_SHARDS = 128
 
 
 class DamagedStore(StageFailed):
-    """A shard does not hold the bytes that were written; `shard` is the file, whose rows have to be asked again."""
+    """A shard, or the index, does not hold what was written; `shard` is the file."""
 
     def __init__(self, shard: Path):
-        super().__init__(f"{shard} is damaged: a row's checksum is wrong.")
+        super().__init__(f"{shard} is damaged: it does not hold what was written.")
         self.shard = shard
 
 
@@ -182,11 +182,14 @@ class TeacherResponses:
         """
         if not 0 <= number < len(self):
             raise IndexError(number)
-        offset, shard, length, *_ = self._index[number].item()
+        offset, shard, length, num_tokens, prompt_length, _ = self._index[number].item()
         record = self._shard(shard)[offset : offset + length]
         row = decode(record, self.layout, self._id_bits)
         if row is None or row.number != number:
             raise DamagedStore(shard_file(self.path, shard))
+        found = 0 if row.input_ids_T is None else len(row.input_ids_T)
+        if (found, row.prompt_length) != (num_tokens, prompt_length):  # a batch is laid out by what the index says
+            raise DamagedStore(self.path / INDEX)
         return row
 
     def lengths(self, number: int) -> tuple[int, int] | None:

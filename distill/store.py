@@ -65,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _arguments(typed: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,  # --y must delete nothing
         prog="python -m distill.store",
         description="Shows what teachers have answered: all stores of responses, or one of them.",
     )

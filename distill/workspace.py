@@ -16,6 +16,8 @@ from distill.errors import StageFailed
 from distill.progress import console
 from distill.record import RunRecord
 
+RUNS = "runs"
+"""Folder of the store in which each run that used it left its own folder's path."""
 Make = Callable[[Path], Mapping[str, Any] | None]
 
 
@@ -30,6 +32,10 @@ class Workspace:
     def __init__(self, record: RunRecord, store: Path):
         self.record = record
         self.store = store
+        # so that whoever prunes the store knows every run that uses it, wherever it lies
+        known = store / RUNS / f"{fingerprint(settings=str(record.run.resolve()), inputs={})}.txt"
+        known.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(known, str(record.run.resolve()))
         self.terminal = console()
 
     def produce(
@@ -67,6 +73,8 @@ class Workspace:
         """Breaks the seal: the folder becomes a scratch folder again, from which its stage goes on. Returns it."""
         scratch = scratch_of(artifact.path)
         with locked(artifact.path.with_suffix(".lock")):
+            if open_artifact(artifact.path) is None:
+                return scratch  # another run was faster
             (artifact.path / MANIFEST).unlink()  # first: without it nothing is sealed, whatever happens next
             shutil.rmtree(scratch, ignore_errors=True)
             artifact.path.rename(scratch)

@@ -206,7 +206,7 @@ def test_a_deleted_shard_is_named_and_its_batches_alone_are_asked_again(copy, wh
 
 
 @pytest.mark.parametrize("change", [{"engine": "test 2"}, {"seed": 1}, {"teacher": "another"}, {"kept": 13}])
-def test_a_store_that_another_engine_or_teacher_began_is_begun_anew(tmp_path, change):
+def test_a_store_that_another_engine_or_teacher_began_is_not_gone_on_with_nor_lost(tmp_path, change):
     folder = tmp_path / "store"
     folder.mkdir()
     began = StoreWriter(folder, replace(HEADER, **change), plan(HEADER.num_rows))
@@ -214,8 +214,29 @@ def test_a_store_that_another_engine_or_teacher_began_is_begun_anew(tmp_path, ch
         began.write([Row(n, "of another", "teacher") for n in numbers])
         if count == SHARD_BATCHES + 2:
             break
-    assert fill(folder) == plan(HEADER.num_rows)
-    assert all(TeacherResponses(folder)[n].text != "of another" for n in range(HEADER.num_rows))
+    before = contents(folder)
+    (name,) = change
+    with pytest.raises(StageFailed, match=rf"begun by .*{name} {change[name]}.*now it is .*delete the folder"):
+        fill(folder)
+    assert contents(folder) == before
+
+
+def test_shards_of_a_plan_with_smaller_batches_do_not_stay(tmp_path):
+    rows = HEADER.num_rows
+    began = StoreWriter(tmp_path, HEADER, [[n] for n in range(rows)])
+    for numbers in began.missing():
+        began.write([answer(n) for n in numbers])
+    assert fill(tmp_path) and len(list(tmp_path.glob("shard-*.bin"))) == -(-len(plan(rows)) // SHARD_BATCHES)
+
+
+def test_an_index_that_tells_another_length_is_found_out(tmp_path):
+    fill(tmp_path)
+    index = np.load(tmp_path / "index.npy")
+    index[5]["tokens"] ^= 1
+    np.save(tmp_path / "index.npy", index)
+    with pytest.raises(DamagedStore, match=r"index\.npy is damaged"):
+        TeacherResponses(tmp_path)[5]
+    assert TeacherResponses(tmp_path)[4].number == 4
 
 
 def test_a_written_batch_has_reached_the_disk(tmp_path, monkeypatch):

@@ -66,6 +66,11 @@ class FileTeacher:
     def _check(self, loss: str, note: Callable[[str], None]) -> None:
         """Raises TargetMismatch when the loss cannot be had from these log-probabilities."""
         assert self.layout is not None
+        if self.layout.kind == "next" and loss != "aligned":
+            raise TargetMismatch(
+                f"{self.name} holds the log-probability of the text's own tokens alone; loss={loss} needs those of "
+                "other tokens too. Use loss=aligned or loss=text."
+            )
         temperature = self.teacher.logprob_temperature
         if self.layout.kind == "next" and temperature != 1.0:
             raise TargetMismatch(

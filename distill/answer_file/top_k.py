@@ -80,7 +80,7 @@ def next_logprobs(
         position = int(np.isnan(found_S).argmax())
         raise DataError(
             f"{where}: the text goes on with token {next_ids_S[position]} at position {position}, which is not among "
-            "those with a log-probability. Use teacher.targets=top_k, or loss=text."
+            "those with a log-probability. Use loss=text."
         )
     return np.minimum(found_S, 0.0).astype(np.float32)
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from distill.errors import StageFailed
 from distill.served._pace import Brake, Pace
@@ -230,9 +231,16 @@ def _client(endpoint: Endpoint) -> "AsyncOpenAI":
         api_key=endpoint.key or "none",
         max_retries=0,
         timeout=endpoint.timeout_seconds,
+        # a proxy of the environment must not see what a server on this machine is asked, nor its key
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=not _is_here(endpoint.base_url)),
     )
     client.organization = client.project = None  # from the environment too, and meant for OpenAI alone
     return client
+
+
+def _is_here(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def _usage(reply: Mapping[str, Any], most: Usage) -> Usage:

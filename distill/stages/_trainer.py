@@ -204,7 +204,7 @@ class _DistillTrainer(Trainer):
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
         raise StageFailed(
             f"The loss is {loss.item()} at step {self.state.global_step + 1} of {self.plan.steps}.\n"
-            f"Data rows of this batch: {shown}\n"
+            f"Rows of this batch, as numbered in their store: {shown}\n"
             f"Last good checkpoint: {last or 'none yet'}\n"
             "Lower training.learning_rate, or look at these rows; the same command goes on from the checkpoint."
         )

@@ -13,7 +13,7 @@ import numpy as np
 from distill._shards import CUT, Row
 from distill._store_writer import StoreWriter
 from distill.artifact import write_whole
-from distill.encoding import encode_prompt, encode_response
+from distill.encoding import decode_response, encode_prompt, encode_response
 from distill.evaluation.exact_match import final_answer
 from distill.example import Example
 from distill.progress import bar
@@ -27,6 +27,7 @@ WITHHELD, NO_TARGETS = "filtered", "no targets"
 ROOM_FOR_ANSWER = 2
 """Tokens of the context that a prompt must leave: one of an answer and its end."""
 NOT_LEARNT_FROM = {
+    NO_ANSWER: "{} prompts have no answer of {}: left out.",
     TOO_LONG: "{} prompts do not fit the context of {}: not asked, and left out.",
     "no final answer": "{} answers of {} have no final answer (####): left out (teacher.filters).",
     "other answer": "{} answers of {} end in another answer than the data's: left out (teacher.filters).",
@@ -146,7 +147,7 @@ def notes(sources: Counter[str], teacher: str, samples: int = 1) -> list[str]:
     sources = Counter({**sources, TOO_LONG: sources[TOO_LONG] // samples})  # of prompts, not of what each would get
     said = [words.format(sources[source], teacher) for source, words in NOT_LEARNT_FROM.items() if sources[source]]
     if sources[CUT]:
-        said.append(f"{sources[CUT]} answers of {teacher} were cut (at teacher.max_new_tokens, say); they do not end.")
+        said.append(f"{sources[CUT]} answers of {teacher} were cut (teacher.max_new_tokens, context); they do not end.")
     return said
 
 
@@ -205,9 +206,12 @@ class _Rows:
             return self._left_out(number, "", "own answer")
         if self.prompts is None:
             return Row(number, example.response, "data")
-        ids = [*self.prompts[prompt], *encode_response(self.engine.tokenizer, example.response)]
-        length = len(self.prompts[prompt])
-        return Row(number, example.response, "data", np.array(ids[: self.engine.context], dtype=np.int32), length)
+        tokenizer, length = self.engine.tokenizer, len(self.prompts[prompt])
+        answer = encode_response(tokenizer, example.response)
+        ids = np.array([*self.prompts[prompt], *answer][: self.engine.context], dtype=np.int32)
+        if len(ids) < length + len(answer):  # longer than the teacher can read: it was cut, and does not end
+            return Row(number, decode_response(tokenizer, ids[length:].tolist()), CUT, ids, length)
+        return Row(number, example.response, "data", ids, length)
 
     def _filtered(self, rows: Sequence[Row]) -> Iterator[Row]:
         """The rows, those with an answer that `teacher.filters` does not take left out."""

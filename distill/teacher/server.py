@@ -49,6 +49,8 @@ class Server(Served):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model.startswith("bundled:"):
+            raise ValueError(f"model={self.model!r} is a checkpoint of ours; give the name of a model at the endpoint")
         if self.max_cost is not None and None in (
             self.price_per_million_prompt_tokens,
             self.price_per_million_answer_tokens,
@@ -60,4 +62,4 @@ class Server(Served):
 
     def _decides_nothing(self) -> tuple[str, ...]:
         prices = ("price_per_million_prompt_tokens", "price_per_million_answer_tokens", "max_cost")
-        return ("base_url", "key_env", "tokenizer", *prices)
+        return ("key_env", "tokenizer", *prices)

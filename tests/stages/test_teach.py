@@ -157,9 +157,14 @@ def test_without_keep_answers_everybody_is_asked(scripted):
 def test_with_the_datas_answers_nobody_is_asked(scripted):
     examples = [EXAMPLES[1], Example("no answer"), LONG, Example("so long", "word " * 400)]
     store, engine = scripted({}, examples, responses="data")
-    assert sources(store) == ["data", "none", "too long", "data"] and engine.asked == []
-    assert len(store[3].input_ids_T) == 192, "an answer beyond the context is cut there"
-    assert notes_of(store) == ["1 prompts do not fit the context of scripted: not asked, and left out."]
+    assert sources(store) == ["data", "none", "too long", CUT] and engine.asked == []
+    assert len(store[3].input_ids_T) == 192, "an answer beyond the context is cut there, and does not end"
+    assert "word " * 400 != store[3].text and ("word " * 400).startswith(store[3].text)
+    assert notes_of(store) == [
+        "1 prompts have no answer of scripted: left out.",
+        "1 prompts do not fit the context of scripted: not asked, and left out.",
+        "1 answers of scripted were cut (teacher.max_new_tokens, context); they do not end.",
+    ]
 
 
 def test_a_prompt_that_is_too_long_is_one_prompt_however_many_samples(scripted):

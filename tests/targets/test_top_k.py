@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distill.targets import Layout
-from distill.targets.top_k import LEAST, TopKTargets, logprob_bound, round_up_to_float16, top_k_bytes
+from distill.targets import Layout, Places
+from distill.targets.top_k import LEAST, LEAST_TAIL, TopKTargets, logprob_bound, round_up_to_float16, top_k_bytes
 
 # S positions, K token ids kept, V vocabulary
 
@@ -115,3 +115,17 @@ def test_rounding_up_to_float16(value):
 def test_bytes_of_a_large_vocabulary(kept, size_bytes):
     layout = Layout("top_k", 151_936, kept)
     assert len(targets_of(151_936, kept, 10, 3.0, 0).to_bytes(layout)) == 10 * size_bytes
+
+
+def test_a_batch_leaves_a_tail_that_float32_can_hold():
+    """A tail of 1e-9, or of nothing, would be taken for e^-87 by a loss that sees 1 - sum(p)."""
+    tails = np.log([1e-9, 1e-5, 0.25])
+    kept = np.log1p(-np.exp(tails))
+    ids = np.array([[7], [7], [7], [7]], dtype=np.int32)
+    logprobs = np.append(kept, 0.0)[:, None].astype(np.float32)
+    targets = TopKTargets(ids, logprobs, np.append(tails, -np.inf).astype(np.float32), kept, kept)
+    places = Places((1, 4), [0], [4])
+    left = 1 - np.exp(TopKTargets.batch([targets], places, Layout("top_k", 9, 1))["values"][0, :, 0].astype(np.float64))
+    np.testing.assert_allclose(left, [LEAST_TAIL, 1e-5, 0.25, LEAST_TAIL], rtol=0.07)
+    whole = TopKTargets.batch([targets], places, Layout("top_k", 1, 1))["values"][0, :, 0]
+    np.testing.assert_array_equal(whole, logprobs[:, 0])

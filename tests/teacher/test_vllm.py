@@ -108,10 +108,14 @@ def test_the_command_line():
     }
 
 
-@pytest.mark.parametrize("word", ["--port=1", "--api-key=x", "--trust-remote-code", "--tool_parser_plugin=x.py"])
+@pytest.mark.parametrize(
+    "word",
+    ["--port=1", "--api-k=x", "--trust-remote", "--tool_parser_plugin=x.py", "--hf-token", "--config=x.yaml", "-tp"],
+)
 def test_arguments_that_it_does_not_take(word):
-    with pytest.raises(ValidationError, match="leave it out"):
+    with pytest.raises(ValidationError, match="not among those that a recipe may set"):
         parsed(extra_arguments=[word])
+    assert parsed(extra_arguments=["--swap-space", "-1", "--enable_prefix_caching"]).extra_arguments
 
 
 def test_what_decides_the_stored_answers():
