@@ -143,7 +143,10 @@ class Workspace:
         for file in (self.store / kind).glob("*/settings.json"):
             if file.parent.suffix == ".scratch":
                 continue  # another run's, which may be sealed and gone before it is read
-            there = _flat(json.loads(file.read_text()))
+            try:
+                there = _flat(json.loads(file.read_text()))
+            except FileNotFoundError:
+                continue  # pruned at this moment
             differing = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
             if nearest is None or len(differing) < len(nearest):
                 nearest = differing

@@ -177,7 +177,8 @@ def student_tokenizer(recipe: Recipe, examples: Sequence[Example], said: "Sequen
 
 
 def _tidy(folder: Path) -> None:
-    for left in (folder / "trainer", folder / "base", *folder.glob("round-*")):
+    # what the teacher scored stays: it can be looked at, and is paid for
+    for left in (folder / "trainer", folder / "base", *folder.glob("round-*-written")):
         shutil.rmtree(left, ignore_errors=True)
 
 

@@ -190,4 +190,5 @@ def test_an_interrupted_training_writes_and_scores_nothing_twice(tiny_teacher, t
     run = max((cut / "outputs/quickstart").iterdir())
     record = [json.loads(line) for line in (run / "record.jsonl").read_text().splitlines()]
     assert next(line for line in record if line.get("name") == "train student")["resumed_from_step"] >= 2
-    assert not list(cut.glob("outputs/store/student/*/round-*"))
+    left = sorted(path.name for path in cut.glob("outputs/store/student/*/round-*"))
+    assert left == [f"round-{number:03d}-scored" for number in range(3)]
