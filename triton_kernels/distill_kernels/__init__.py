@@ -4,8 +4,10 @@ divergence                 both logits are there already
 linear_divergence          hidden states and heads; the logits exist one chunk of rows at a time
 linear_sparse_divergence   the teacher is K token ids per row: top-k with a tail, or weighted samples
 
-ops.py            the public functions; refuses bad input before any work
+ops.py            the public functions
+calls.py          from their arguments to a call that can be evaluated; refuses bad input before any work
 arguments.py      what is refused, and with which words
+library.py        the same functions as operators of torch.library, for torch.compile
 settings.py       the options of one call
 autograd.py       gradients: taken in forward for a sum, in backward for a loss per row
 eager.py          the loop over chunks of rows, and the matrix products
@@ -13,6 +15,11 @@ dense.py          loss and gradient of rows of logits against a teacher's logits
 sparse.py         the same against K token ids per row
 softened.py       softmax of scaled, soft-capped, tempered logits, accurate to the last float32 digits
 closed_forms.py   the six divergences and their derivatives
+
+implementation.py eager or Triton
+triton_dense.py, triton_sparse.py                  launch the kernels that stand in for dense.py and sparse.py
+triton_dense_kernel.py, triton_sparse_kernel.py    one row each
+triton_forms.py, triton_softmax.py                 closed_forms.py and softened.py inside a kernel
 """
 
 from distill_kernels.ops import divergence, linear_divergence, linear_sparse_divergence

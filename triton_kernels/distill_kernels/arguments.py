@@ -140,7 +140,7 @@ def check_rows(
             counted_M = None
         if device.type == "cpu":
             _check_labels(labels_N if counted_M is None else labels_N[counted_M], num_tokens, ignore_index)
-    return Rows(num_rows=num_rows, labels_N=labels_N, weight_N=weight_N, counted_M=counted_M)
+    return Rows(num_rows=num_rows, labels_N=labels_N, weight_N=weight_N, counted_M=counted_M, ignore_index=ignore_index)
 
 
 def integers(name: str, tensor: Any) -> None:

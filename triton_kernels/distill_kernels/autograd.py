@@ -27,10 +27,10 @@ def evaluate_with_gradient(evaluate: Evaluate, reduction: str, students: Sequenc
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in students):
         return _Loss.apply(evaluate, reduction, *students)
     loss_N, _ = evaluate(students, [False] * len(students), None)
-    return _total(loss_N) if reduction == "sum" else loss_N
+    return total(loss_N) if reduction == "sum" else loss_N
 
 
-def _total(loss_N: Tensor) -> Tensor:
+def total(loss_N: Tensor) -> Tensor:
     # float64: the sum is then the same for any split of the rows
     return loss_N.sum(dtype=torch.float64).to(loss_N.dtype)
 
@@ -44,7 +44,7 @@ class _Loss(torch.autograd.Function):
         if reduction == "sum":
             loss_N, gradients = evaluate(students, wanted, None)
             ctx.save_for_backward(*gradients)
-            return _total(loss_N)
+            return total(loss_N)
         loss_N, _ = evaluate(students, [False] * len(students), None)
         ctx.save_for_backward(*students)
         return loss_N
@@ -55,13 +55,13 @@ class _Loss(torch.autograd.Function):
         (upstream,) = incoming
         if ctx.reduction == "sum":
             pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            return None, None, *(_scaled(gradient, upstream, dtype) for gradient, dtype in pairs)
+            return None, None, *(scaled(gradient, upstream, dtype) for gradient, dtype in pairs)
         _, gradients = ctx.evaluate(ctx.saved_tensors, ctx.wanted, upstream)
         pairs = zip(gradients, ctx.dtypes, strict=True)
         return None, None, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in pairs)
 
 
-def _scaled(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
+def scaled(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
     """`gradient * upstream` in the dtype of its parameter, without a second buffer of the gradient's own dtype."""
     if gradient is None:
         return None

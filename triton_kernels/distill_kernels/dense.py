@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill_kernels.closed_forms import FORMS
+from distill_kernels.implementation import runs_triton
 from distill_kernels.labelled import cross_entropy, mixed_gradient, mixed_loss
 from distill_kernels.settings import Settings
 from distill_kernels.softened import Workspace, soften
@@ -28,6 +29,10 @@ def dense_rows(
     `gradient_CV`, if given, receives the derivative by the raw student logits in its own dtype. It may be
     `student_CV` itself: a block is read before it is written.
     """
+    if runs_triton(student_CV):
+        from distill_kernels import triton_dense
+
+        return triton_dense.dense_rows(student_CV, teacher_CV, labels_C, weight_C, settings, gradient_CV)
     loss_C = torch.empty(len(student_CV), dtype=workspace.dtype, device=student_CV.device)
     for start in range(0, len(student_CV), workspace.num_rows):
         block = slice(start, start + workspace.num_rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill_kernels.autograd import Gradients
 from distill_kernels.dense import dense_rows
+from distill_kernels.implementation import runs_triton
 from distill_kernels.rows import Rows
 from distill_kernels.settings import Settings
 from distill_kernels.softened import Workspace, block_rows
@@ -38,16 +39,20 @@ class LogitsCall:
         loss_N = torch.zeros(self.rows.num_rows, dtype=work_dtype, device=device)
         workspace = Workspace(block_rows(num_tokens, device), num_tokens, work_dtype, device)
         views = [student.detach(), teacher] + ([] if gradient is None else [gradient])
-        start = 0
+        start, by_kernel = 0, runs_triton(student)
         for student_RV, teacher_RV, *gradient_RV in _flat(views):
             stop = start + len(student_RV)
+            if by_kernel:
+                loss_N[start:stop] = self._by_kernel(
+                    slice(start, stop), [student_RV, teacher_RV, *gradient_RV], extra_N
+                )
+                start = stop
+                continue
             for block in self._blocks(start, stop, workspace.num_rows):
                 whole = isinstance(block, slice)
                 index = slice(block.start - start, block.stop - start) if whole else block - start
                 student_CV, teacher_CV = student_RV[index, :num_tokens], teacher_RV[index, :num_tokens]
-                labels_C = None if self.rows.labels_N is None else self.rows.labels_N[block].long()
-                weights = [w[block].to(work_dtype) for w in (self.rows.weight_N, extra_N) if w is not None]
-                weight_C = None if not weights else weights[0] if len(weights) == 1 else weights[0] * weights[1]
+                labels_C, weight_C = self._labels_and_weights(block, extra_N, work_dtype)
                 gradient_CV = gradient_RV[0][index, :num_tokens] if gradient_RV else None
                 rest = (labels_C, weight_C, self.settings, workspace, gradient_CV)
                 loss_N[block] = dense_rows(student_CV, teacher_CV, *rest)
@@ -55,6 +60,23 @@ class LogitsCall:
                     gradient_RV[0][index, :num_tokens] = gradient_CV  # indexing by rows gave a copy
             start = stop
         return loss_N, (gradient,)
+
+    def _by_kernel(self, rows: slice, matrices: list[Tensor], extra_N: Tensor | None) -> Tensor:
+        """The losses of rows that are read where they lie: the kernel passes over those that do not count."""
+        from distill_kernels import triton_dense
+
+        student_RV, teacher_RV, *gradient_RV = (matrix[:, : self.num_tokens] for matrix in matrices)
+        labels_R, weight_R = self._labels_and_weights(rows, extra_N, torch.float32)
+        gradient = gradient_RV[0] if gradient_RV else None
+        options = {"gradient_CV": gradient, "ignore_index": self.rows.ignore_index}
+        return triton_dense.dense_rows(student_RV, teacher_RV, labels_R, weight_R, self.settings, **options)
+
+    def _labels_and_weights(
+        self, rows: slice | Tensor, extra_N: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
+        labels_C = None if self.rows.labels_N is None else self.rows.labels_N[rows].long()
+        weights = [w[rows].to(dtype) for w in (self.rows.weight_N, extra_N) if w is not None]
+        return labels_C, None if not weights else weights[0] if len(weights) == 1 else weights[0] * weights[1]
 
     def _blocks(self, start: int, stop: int, block: int) -> Iterator[slice | Tensor]:
         """The counted rows among `start` to `stop`, a block at a time: a range where all count, else indices."""

@@ -34,10 +34,10 @@ ValueError or TypeError: an argument is wrong; the message names it, what was fo
 import torch
 from torch import Tensor
 
-from distill_kernels import arguments
+from distill_kernels import library
 from distill_kernels.autograd import evaluate_with_gradient
-from distill_kernels.eager import LinearCall, Projection, SparseTeacher
-from distill_kernels.materialised import LogitsCall
+from distill_kernels.calls import divergence_call, linear_call, sparse_call
+from distill_kernels.eager import LinearCall
 
 
 def divergence(
@@ -62,33 +62,23 @@ def divergence(
 
     With a gradient, one more tensor like `student_logits` is kept until backward.
     """
-    arguments.floating("student_logits", student_logits)
-    arguments.floating("teacher_logits", teacher_logits)
-    leading = student_logits.shape[:-1]
-    arguments.same("teacher_logits.shape[:-1]", teacher_logits.shape[:-1], "student_logits", leading)
-    arguments.same("teacher_logits.device", teacher_logits.device, "student_logits", student_logits.device)
-    arguments.one_of("reduction", reduction, ("sum", "none"))
-    settings = arguments.check_settings(
-        {
-            "kind": kind,
-            "beta": beta,
-            "alpha": alpha,
-            "temperature": temperature,
-            "hard_weight": hard_weight,
-            "student_scale": student_scale,
-            "student_softcap": student_softcap,
-            "teacher_scale": teacher_scale,
-            "teacher_softcap": teacher_softcap,
-        }
-    )
-    num_tokens = min(student_logits.shape[-1], teacher_logits.shape[-1])
-    arguments.at_least_one_token(num_tokens)
-    rows = arguments.check_rows(
-        leading, student_logits.device, num_tokens, labels, ignore_index, row_weight, hard_weight
-    )
-    call = LogitsCall(settings=settings, rows=rows, teacher_logits=teacher_logits, num_tokens=num_tokens)
+    options = {
+        "kind": kind,
+        "beta": beta,
+        "alpha": alpha,
+        "temperature": temperature,
+        "hard_weight": hard_weight,
+        "student_scale": student_scale,
+        "student_softcap": student_softcap,
+        "teacher_scale": teacher_scale,
+        "teacher_softcap": teacher_softcap,
+    }
+    rest = (labels, row_weight, ignore_index, reduction)
+    if torch.compiler.is_compiling():
+        return library.divergence(student_logits, teacher_logits, *rest, options)
+    call = divergence_call(student_logits, teacher_logits, *rest, options)
     loss = evaluate_with_gradient(call.evaluate, reduction, [student_logits])
-    return loss if reduction == "sum" else loss.view(leading)
+    return loss if reduction == "sum" else loss.view(student_logits.shape[:-1])
 
 
 def linear_divergence(
@@ -128,43 +118,23 @@ def linear_divergence(
     With reduction="sum" the gradients are taken here, so nothing is projected twice: the head's is a float32
     `[V_s, H_s]`, kept until backward, and none is made for a frozen head. With "none" backward projects again.
     """
-    arguments.check_projection("student", student_hidden, student_head, student_bias)
-    arguments.check_projection("teacher", teacher_hidden, teacher_head, teacher_bias)
-    leading, device = student_hidden.shape[:-1], student_hidden.device
-    arguments.same("teacher_hidden.shape[:-1]", teacher_hidden.shape[:-1], "student_hidden", leading)
-    arguments.same("teacher_hidden.device", teacher_hidden.device, "student_hidden", device)
-    arguments.one_of("reduction", reduction, ("sum", "none"))
-    settings = arguments.check_settings(
-        {
-            "kind": kind,
-            "beta": beta,
-            "alpha": alpha,
-            "temperature": temperature,
-            "hard_weight": hard_weight,
-            "student_scale": student_scale,
-            "student_softcap": student_softcap,
-            "teacher_scale": teacher_scale,
-            "teacher_softcap": teacher_softcap,
-        }
-    )
-    num_tokens = min(student_head.shape[0], teacher_head.shape[0])
-    rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
-    teacher = Projection(
-        hidden_NH=teacher_hidden.reshape(rows.num_rows, teacher_hidden.shape[-1]),
-        head_VH=teacher_head,
-        bias_V=teacher_bias,
-        product_dtype=arguments.product_dtype("teacher", teacher_hidden, teacher_head, logits_dtype),
-    )
-    call = LinearCall(
-        settings=settings,
-        rows=rows,
-        teacher=teacher,
-        product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
-        device=device,
-        num_tokens=num_tokens,
-        chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
-    )
-    return _linear(call, reduction, student_hidden, student_head, student_bias)
+    options = {
+        "kind": kind,
+        "beta": beta,
+        "alpha": alpha,
+        "temperature": temperature,
+        "hard_weight": hard_weight,
+        "student_scale": student_scale,
+        "student_softcap": student_softcap,
+        "teacher_scale": teacher_scale,
+        "teacher_softcap": teacher_softcap,
+    }
+    student = (student_hidden, student_head, student_bias)
+    teacher = (teacher_hidden, teacher_head, teacher_bias)
+    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes)
+    if torch.compiler.is_compiling():
+        return library.linear_divergence(student, teacher, *rest, options)
+    return _linear(linear_call(student, teacher, *rest, options), reduction, *student)
 
 
 def linear_sparse_divergence(
@@ -206,41 +176,22 @@ def linear_sparse_divergence(
 
     Cross-entropy with text alone: `token_ids=labels[:, None], values=1.0, tail="sampled", labels=labels`.
     """
-    arguments.check_projection("student", student_hidden, student_head, student_bias)
-    leading, device = student_hidden.shape[:-1], student_hidden.device
-    arguments.one_of("reduction", reduction, ("sum", "none"))
-    settings = arguments.check_settings(
-        {
-            "kind": kind,
-            "beta": beta,
-            "alpha": alpha,
-            "temperature": temperature,
-            "hard_weight": hard_weight,
-            "student_scale": student_scale,
-            "student_softcap": student_softcap,
-            "teacher_scale": teacher_scale,
-            "teacher_softcap": teacher_softcap,
-        }
-    )
-    if teacher_scale != 1 or teacher_softcap is not None:
-        raise ValueError(
-            f"teacher_scale, teacher_softcap: found {teacher_scale}, {teacher_softcap}; needed 1.0, None, "
-            f"for the values are log-probabilities or weights already."
-        )
-    num_tokens = student_head.shape[0]
-    rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
-    token_ids_NK, values_NK = arguments.check_sparse(token_ids, values, tail, kind, leading, num_tokens, rows)
-    arguments.same("token_ids.device", token_ids.device, "student_hidden", device)
-    call = LinearCall(
-        settings=settings,
-        rows=rows,
-        teacher=SparseTeacher(token_ids_NK=token_ids_NK, values_NK=values_NK, tail=tail),
-        product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
-        device=device,
-        num_tokens=num_tokens,
-        chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
-    )
-    return _linear(call, reduction, student_hidden, student_head, student_bias)
+    options = {
+        "kind": kind,
+        "beta": beta,
+        "alpha": alpha,
+        "temperature": temperature,
+        "hard_weight": hard_weight,
+        "student_scale": student_scale,
+        "student_softcap": student_softcap,
+        "teacher_scale": teacher_scale,
+        "teacher_softcap": teacher_softcap,
+    }
+    student = (student_hidden, student_head, student_bias)
+    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes)
+    if torch.compiler.is_compiling():
+        return library.linear_sparse_divergence(student, token_ids, values, tail, *rest, options)
+    return _linear(sparse_call(student, token_ids, values, tail, *rest, options), reduction, *student)
 
 
 def _linear(call: LinearCall, reduction: str, hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,6 +15,8 @@ class Rows:
     weight_N: Tensor | None
     counted_M: Tensor | None
     """Indices of the rows that count; None if all do."""
+    ignore_index: int = -100
+    """The label of the rows that do not."""
 
     @property
     def num_counted(self) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from distill_kernels.closed_forms import FORMS
+from distill_kernels.implementation import runs_triton
 from distill_kernels.labelled import cross_entropy, mixed_gradient, mixed_loss
 from distill_kernels.settings import Settings
 from distill_kernels.softened import Softened, Workspace, soften
@@ -47,7 +48,12 @@ def sparse_rows(
     workspace: Workspace,
     gradient_CV: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each row in nats, `[C]`; `gradient_CV` as for `dense_rows`."""
+    """The loss of each row in nats, `[C]`; `gradient_CV` as for `dense_rows`. `student_CV` may be written over."""
+    if runs_triton(student_CV):
+        from distill_kernels import triton_sparse
+
+        rest = (tail, labels_C, weight_C, settings, gradient_CV)
+        return triton_sparse.sparse_rows(student_CV, token_ids_CK, values_CK, *rest)
     loss_C = torch.empty(len(student_CV), dtype=workspace.dtype, device=student_CV.device)
     for start in range(0, len(student_CV), workspace.num_rows):
         block = slice(start, start + workspace.num_rows)

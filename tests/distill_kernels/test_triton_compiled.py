@@ -1,0 +1,173 @@
+"""What the row kernels compile to, without a GPU: no spilled register, 16-byte loads and stores, how many registers.
+
+Triton's own ptxas makes a cubin for each architecture; cuobjdump reads it. The registers are in
+triton_kernels/README.md; `pytest -s` prints them.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from distill_kernels.settings import KINDS
+
+triton = pytest.importorskip("triton", reason="no triton here")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+
+# Triton 3.6 is 8 bytes short in one of these, tvd with every option
+MOST_SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
+SUBTLE = {"HARD": True, "UNIT_TEMPERATURE": False, "STUDENT_CAPPED": True, "TEACHER_CAPPED": True}
+DENSE = {
+    **{"IGNORES": False, "HARD": False, "UNIT_TEMPERATURE": True, "STUDENT_CAPPED": False, "TEACHER_CAPPED": False},
+    **{"ADDRESS": "aligned", "CONTIGUOUS": True, "BLOCK": 4096, "PHASE": "whole", "LANES": 1},
+}
+SPARSE = {"TAIL": "bucket", "HARD": False, "CAPPED": False, "ADDRESS": "aligned", "BLOCK": 4096, "IDS": 128}
+TOKEN_STRIDES = ("student_token", "teacher_token", "gradient_token", "id_stride", "value_stride")
+
+
+def compiled(kernel, architecture, dtype, gradient, num_warps=8, **constants):
+    """The kernel's cubin, PTX and registers, for tensors whose addresses are multiples of 16 bytes."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    if not (tools / "cuobjdump").exists() or not list(tools.glob("ptxas*")):
+        pytest.skip("this triton has no ptxas or cuobjdump")
+    pointers = {
+        "student": dtype,
+        "teacher": dtype,
+        "gradient": gradient,
+        "loss": "fp32",
+        "row_weights": "fp32",
+        "partials": "fp32",
+    }
+    pointers |= {"labels": "i64" if constants["HARD"] else None, "token_ids": "i32", "values": "fp32"}
+    signature, fixed, hints = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants or name in TOKEN_STRIDES or (name in pointers and pointers[name] is None):
+            signature[name] = "constexpr"
+            fixed[name] = constants.get(name, 1 if name in TOKEN_STRIDES else None)
+        elif name in pointers:
+            signature[name] = f"*{pointers[name]}"
+            hints[(index,)] = [["tt.divisibility", 16]]
+        else:
+            whole = name.endswith("_stride") or name in (
+                "num_tokens",
+                "num_ids",
+                "ignore_index",
+                "splits",
+                "segment_tiles",
+            )
+            signature[name] = "i32" if whole else "fp32"
+    source = ASTSource(kernel, signature, fixed, hints)
+    result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": num_warps})
+    return result.asm["ptx"], *resources(tools / "cuobjdump", result.asm["cubin"])
+
+
+def resources(cuobjdump, cubin):
+    """Registers per thread, and bytes per thread that did not fit into them."""
+    path = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
+    path.write_bytes(cubin)
+    run = subprocess.run([str(cuobjdump), "-res-usage", str(path)], capture_output=True, text=True, check=True)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", run.stdout).groups())
+    return registers, stack + local
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def vectors(ptx):
+    """16-byte loads and stores."""
+    return len(re.findall(r"ld\.global\S*\.v4", ptx)), len(re.findall(r"st\.global\S*\.v4", ptx))
+
+
+def check(ptx, registers, spilled, passes, wide=1):
+    print(f"{registers} registers")
+    assert spilled <= MOST_SPILLED
+    assert registers <= 128  # two programs of eight warps on each SM, at the least
+    loads, stores = vectors(ptx)
+    assert loads >= passes * wide and (stores >= wide or stores == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+def test_dense_with_gradient(kind, architecture):
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    ptx, registers, spilled = compiled(dense_kernel, architecture, "bf16", "bf16", KIND=kind, **DENSE)
+    num_passes = 2 if kind in ("forward_kl", "reverse_kl") else 3
+    check(ptx, registers, spilled, passes=num_passes * 4)  # 16 logits of two models a thread: four loads of 16 bytes
+    assert vectors(ptx)[1] == 2
+    assert "atom" not in ptx and "red.global" not in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_loss_alone(kind):
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    ptx, registers, spilled = compiled(dense_kernel, 90, "bf16", None, KIND=kind, **DENSE)
+    check(ptx, registers, spilled, passes=4 if kind in ("forward_kl", "reverse_kl") else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("address", ["aligned", "shifted"])
+def test_dense_with_every_option(kind, address):
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    options = {**DENSE, **SUBTLE, "ADDRESS": address, "IGNORES": True}
+    check(*compiled(dense_kernel, 90, "bf16", "bf16", KIND=kind, **options), passes=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "gradient"), [("fp32", "fp32"), ("fp32", "bf16"), ("fp16", "fp16")])
+def test_dense_of_other_dtypes(dtype, gradient):
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    check(*compiled(dense_kernel, 90, dtype, gradient, KIND="jsd", **DENSE), passes=12)
+
+
+@pytest.mark.slow
+def test_dense_of_a_small_vocabulary():
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    options = {**DENSE, "BLOCK": 1024}
+    check(*compiled(dense_kernel, 90, "bf16", "bf16", num_warps=4, KIND="jsd", **options), passes=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["statistics", "sums", "gradient"])
+def test_dense_shared_by_programs(phase):
+    from distill_kernels.triton_dense_kernel import dense_kernel
+
+    # with soft caps too, "statistics" is 8 bytes short of registers: Triton 3.9 asks ptxas for three programs per SM
+    options = {**DENSE, "HARD": True, "UNIT_TEMPERATURE": False, "PHASE": phase, "LANES": 16}
+    gradient = "bf16" if phase == "gradient" else None
+    check(*compiled(dense_kernel, 90, "bf16", gradient, KIND="jsd", **options), passes=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tail", "kind"),
+    [("bucket", kind) for kind in KINDS]
+    + [(tail, "forward_kl") for tail in ("zero", "renormalize", "uniform", "sampled")],
+)
+def test_sparse(tail, kind):
+    from distill_kernels.triton_sparse_kernel import sparse_kernel
+
+    check(*compiled(sparse_kernel, 90, "bf16", "bf16", KIND=kind, **{**SPARSE, "TAIL": tail}), passes=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", [80, 90, 100])
+@pytest.mark.parametrize("num_ids", [128, 1024])
+def test_sparse_with_every_option(architecture, num_ids):
+    from distill_kernels.triton_sparse_kernel import sparse_kernel
+
+    options = {**SPARSE, "HARD": True, "CAPPED": True, "ADDRESS": "shifted", "IDS": num_ids}
+    check(*compiled(sparse_kernel, architecture, "bf16", "bf16", KIND="jsd", **options), passes=4)
