@@ -44,7 +44,8 @@ def main() -> None:
         store = TeacherResponses(Path(folder))
         seconds = steps(store)
         peaks = {name: peak_of(name, Path(folder)) for name in LOSSES}
-    print(f"| a step of {ROWS} rows of {ROW_TOKENS} tokens, {VOCAB_SIZE:,} tokens | time | peak memory |\n|---|---|---|")
+    print(f"| a step of {ROWS} rows of {ROW_TOKENS} tokens, {VOCAB_SIZE:,} in all | time | peak memory |")
+    print("|---|---|---|")
     for name in LOSSES:
         ratio, memory = seconds[name] / seconds["text"], peaks[name] / peaks["text"]
         print(f"| loss={LOSSES[name].kind} | {ratio:.3f} x | {memory:.3f} x ({peaks[name] / 2**20:.0f} MiB) |")
