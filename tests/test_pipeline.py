@@ -180,7 +180,7 @@ def test_a_damaged_shard_is_named_taken_out_and_asked_again(finished, arguments,
     process = start(tmp_path, *arguments, "until=train")
     _, said = process.communicate(timeout=200)
     assert process.returncode == 1 and "Traceback" not in said, said
-    assert "shard-00000.bin is damaged" in " ".join(said.split()) and "asks the teacher for its rows again" in " ".join(
+    assert "shard-00000.bin is damaged" in " ".join(said.split()) and "asks the teacher for these rows again" in " ".join(
         said.split()
     )
     assert not shard.exists()
