@@ -180,9 +180,8 @@ def test_a_damaged_shard_is_named_taken_out_and_asked_again(finished, arguments,
     process = start(tmp_path, *arguments, "until=train")
     _, said = process.communicate(timeout=200)
     assert process.returncode == 1 and "Traceback" not in said, said
-    assert "shard-00000.bin is damaged" in " ".join(said.split()) and "asks the teacher for these rows again" in " ".join(
-        said.split()
-    )
+    said = " ".join(said.split())
+    assert "shard-00000.bin is damaged" in said and "asks the teacher for these rows again" in said
     assert not shard.exists()
     _, said = start(tmp_path, *arguments).communicate(timeout=400)
     assert shard.read_bytes() == whole

@@ -1,0 +1,216 @@
+"""What `scripts/gpu_check` does once it has found a Python that sees a GPU; its comments say how it is called."""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from table import device_name, slug, versions
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PARTS = {"gpu_tests": 90.0, "kernel_tests": 60.0, "kernel_tests_on_gpu": 60.0, "training": 60.0, "benchmark": 0.0}
+"""Seconds at most. The benchmark comes last and takes what is left: it does as much as there is time for."""
+
+KERNEL_TESTS = "tests/distill_kernels"
+NEEDED_BY_DISTILL = ("transformers", "peft", "hydra", "pydantic", "datasets", "safetensors", "rich", "jinja2")
+
+SHORT_RUN = [
+    "recipe=quickstart",
+    "name=gpu_check",
+    "teacher.max_new_tokens=32",
+    "teacher.batch_size=128",
+    "data.num_rows=600",
+    "data.labelled_rows=400",
+    "data.evaluation_rows=40",
+    "data.new_template_rows=10",
+    "training.max_steps=100",
+    "training.logging_steps=20",
+    "evaluation.max_new_tokens=32",
+    "compression=[]",
+    "baselines=[]",
+    "until=train",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a part ended."""
+
+    part: str
+    good: bool
+    words: str
+    seconds: float
+
+
+class Check:
+    """Runs parts one after the other; logs and tables are kept in `folder`."""
+
+    def __init__(self, folder: Path, deadline: float, rehearsing: bool, benchmark: list[str]) -> None:
+        self.folder, self.deadline, self.rehearsing, self.benchmark_arguments = folder, deadline, rehearsing, benchmark
+        path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+    def run(self, part: str) -> Outcome:
+        """One part, never longer than its budget and never past the deadline."""
+        left = self.deadline - time.monotonic()
+        budget = min(PARTS[part] or left, left)
+        if budget < 5:
+            return Outcome(part=part, good=False, words="no time was left", seconds=0.0)
+        started = time.monotonic()
+        good, words = getattr(self, part)(budget)
+        return Outcome(part=part, good=good, words=words, seconds=time.monotonic() - started)
+
+    def gpu_tests(self, budget: float) -> tuple[bool, str]:
+        """Every test marked gpu, in the tests that can be imported here."""
+        missing = _missing()
+        where, note = (
+            ("tests", "") if not missing else (KERNEL_TESTS, f"; only {KERNEL_TESTS}, no {', '.join(missing)}")
+        )
+        good, words = self._pytest("gpu_tests", budget, ["-m", "gpu", where])
+        return good, words + note
+
+    def kernel_tests(self, budget: float) -> tuple[bool, str]:
+        """The other tests of the kernels, as they stand, with the triton ones asked for."""
+        self.environment["DISTILL_KERNELS"] = "triton"
+        return self._pytest("kernel_tests", budget, ["-m", "not gpu", KERNEL_TESTS])
+
+    def kernel_tests_on_gpu(self, budget: float) -> tuple[bool, str]:
+        """Those of the rows once more, their tensors on the GPU."""
+        if self.rehearsing:
+            return True, "nothing to rehearse without a GPU"
+        self.environment["DISTILL_KERNELS"] = "triton"
+        files = [f"{KERNEL_TESTS}/test_{name}.py" for name in ("dense", "sparse", "linear")]
+        return self._pytest("kernel_tests_on_gpu", budget, ["-p", "on_gpu", "-m", "not gpu and not slow", *files])
+
+    def training(self, budget: float) -> tuple[bool, str]:
+        """A short run of distill with the triton kernels, or the loop that needs nothing but torch."""
+        self.environment["DISTILL_KERNELS"] = "triton"
+        missing = _missing()
+        if missing or self.rehearsing:
+            plain = [str(HERE / "train_loop.py"), *(["--tiny", "--device", "cpu"] if self.rehearsing else [])]
+            code, log = self._logged("training", budget, plain)
+            rows = [
+                line.strip("| ").replace(" | ", ", ") for line in log.splitlines() if line.startswith(("| e", "| t"))
+            ]
+            why = f"no {', '.join(missing)} here" if missing else "rehearsing"
+            return code == 0, f"plain loop with the op ({why}); JSD first, last, tokens/s, MiB: {'; '.join(rows)}"
+        with tempfile.TemporaryDirectory() as folder:
+            self.environment["DISTILL_STORE"] = f"{folder}/store"
+            code, _ = self._logged("training", budget, ["-m", "distill", *SHORT_RUN], cwd=Path(folder))
+            curves = [file.read_text().splitlines() for file in Path(folder).glob("store/student/*/curve.jsonl")]
+        losses = [point["loss_nats"] for curve in curves for point in map(json.loads, curve)]
+        learnt = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
+        return code == 0, f"python -m distill recipe=quickstart, 100 steps{learnt}{_ended(code)}"
+
+    def benchmark(self, budget: float) -> tuple[bool, str]:
+        """As many cases as there is time for; the most important ones come first."""
+        arguments = [str(HERE / "bench.py"), "--out", str(self.folder), "--budget", f"{max(budget - 50, 1):.0f}"]
+        if self.rehearsing:
+            arguments += ["--device", "cpu", "--rows", "gpu", "--tiny", "--repetitions", "2", "--no-memory"]
+            arguments += ["--providers", "ours,PyTorch,TRL"]
+        if os.environ.get("PEERS"):
+            arguments += ["--peers", os.environ["PEERS"]]
+        code, log = self._logged("benchmark", budget, [*arguments, *self.benchmark_arguments])
+        cases = len(re.findall(r"^\| \*\*", log, re.MULTILINE))
+        missed = log.partition("\nMissed:\n")[2].strip().splitlines()
+        return code == 0, f"{cases} cases{_ended(code)}{'; ' * bool(missed)}{'; '.join(line[2:] for line in missed)}"
+
+    def _pytest(self, name: str, budget: float, arguments: list[str]) -> tuple[bool, str]:
+        if importlib.util.find_spec("pytest") is None:
+            return False, "pytest is not installed"
+        code, log = self._logged(name, budget, ["-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments])
+        counts = re.findall(r"\d+ (?:passed|failed|skipped|errors?|xfailed|warnings?)", log.strip().split("\n")[-1])
+        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", log, re.MULTILINE)
+        nothing_ran = code == 5 or (code == 0 and not any("passed" in count for count in counts))
+        words = (
+            ", ".join(counts) + (f"; first {failed[0]}" if failed else "") + _ended(code if code not in (0, 1) else 0)
+        )
+        return code == 0 and (self.rehearsing or not nothing_ran), words
+
+    def _logged(self, name: str, budget: float, arguments: list[str], cwd: Path = ROOT) -> tuple[int, str]:
+        """Exit code (124 after the budget) and output of a Python process, which is also printed and kept."""
+        print(f"\n== {name}, at most {budget:.0f} s", flush=True)
+        path = self.folder / f"{name}.log"
+        environment = {**self.environment, "PYTHONUNBUFFERED": "1"}
+        with path.open("w") as log:
+            # a session of its own: what it started ends with it
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=cwd,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(timeout=budget)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+                code = 124
+        text = path.read_text(errors="replace")
+        print(text if name == "benchmark" else "\n".join(text.splitlines()[-25:]), flush=True)
+        return code, text
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the parts, prints and writes the table; the exit code."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(prog="scripts/gpu_check", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args(arguments[:cut])
+    for part in options.parts:
+        if part not in PARTS:
+            parser.error(f"{part}: no such part; there are {', '.join(PARTS)}.")
+    started = time.monotonic()
+    sys.path += filter(None, [os.environ.get("PEERS")])  # for the versions
+    with tempfile.TemporaryDirectory() as folder:
+        deadline = started + float(os.environ.get("BUDGET", 540)) - 5
+        check = Check(Path(folder), deadline, options.rehearse, arguments[cut + 1 :])
+        outcomes = [check.run(part) for part in PARTS if not options.parts or part in options.parts]
+        document = _document(outcomes, options.rehearse)
+        name = f"{slug(device_name('cpu' if options.rehearse else 'cuda'))}_{datetime.date.today()}_gpu_check.md"
+        (Path(folder) / name).write_text(document)
+        _deliver(Path(folder), options.rehearse)
+    print("\n" + document)
+    return 0 if all(outcome.good for outcome in outcomes) else 1
+
+
+def _document(outcomes: list[Outcome], rehearsing: bool) -> str:
+    heading = "# Rehearsal of scripts/gpu_check" if rehearsing else f"# scripts/gpu_check on {device_name('cuda')}"
+    rows = [f"| {o.part} | {'good' if o.good else 'FAILED'} | {o.words} | {o.seconds:.0f} |" for o in outcomes]
+    return "\n".join([heading, "", f"{versions()}.", "", "| part | | | seconds |", "|---|---|---|---|", *rows, ""])
+
+
+def _deliver(folder: Path, rehearsing: bool) -> None:
+    """Tables to results/ and everything to $OUT; a rehearsal leaves nothing in the repository."""
+    targets = [] if rehearsing else [(HERE / "results", "*.md")]
+    if os.environ.get("OUT"):
+        targets.append((Path(os.environ["OUT"]), "*"))
+    for target, kind in targets:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob(kind):
+            shutil.copy(file, target)
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDED_BY_DISTILL if importlib.util.find_spec(name) is None]
+
+
+def _ended(code: int) -> str:
+    return {0: "", 124: "; out of time"}.get(code, f"; exit code {code}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
