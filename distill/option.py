@@ -1,6 +1,18 @@
 """STRICT: how every option of a recipe is declared, so that its default, its range and its help stand in one place."""
 
-from pydantic import ConfigDict
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict
 
 STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, validate_default=True)
 """For `@dataclass(frozen=True, kw_only=True, config=STRICT)` from `pydantic.dataclasses`."""
+
+
+def _absolute_if_it_exists(path: str) -> str:
+    # recipe.yaml must reproduce the run from any working directory; a hub id stays as it is
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+FileOrHubId = Annotated[str, AfterValidator(_absolute_if_it_exists)]
+"""A file or folder, kept as an absolute path where it exists, or the id of something on the hub."""

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from distill.answer_file.given import Values
+from distill.targets.packing import bits_for
 
 FloatType: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -83,7 +84,7 @@ class Compression:
         if self.delta_encoding:
             logprobs_SK = logprobs_SK.cumsum(axis=1)
         indices = _Bytes(ids_SB)
-        ids_SK = indices.numbers(_bits(self.d), self.k)
+        ids_SK = indices.numbers(bits_for(self.d), self.k)
         indices.finish("bytepacked_indices")
         return ids_SK, logprobs_SK.astype(np.float32)
 
@@ -106,7 +107,7 @@ class OldCompression:
         self, words_SW: np.ndarray, exact_SE: np.ndarray, coeffs_SC: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int64 `[S, K]` and logits float32 `[S, K]`, up to a constant. Raises WrongBytes."""
-        A, bits = self.k - self.exact_k, _bits(self.vocab_size)
+        A, bits = self.k - self.exact_k, bits_for(self.vocab_size)
         in_word = 64 // bits
         terms = self.polynomial_degree + 1 + self.with_sqrt_term if A else 0
         for name, found, needed in (
@@ -164,7 +165,3 @@ class _Bytes:
 
 def _term(term: int | str, x: np.ndarray) -> np.ndarray:
     return x**term if isinstance(term, int) else getattr(np, term)(x)
-
-
-def _bits(num_values: int) -> int:
-    return max(1, (num_values - 1).bit_length())

@@ -11,14 +11,13 @@ from distill.answer_file.top_k import next_logprobs, top_k_targets
 from distill.encoding import decode_response, encode_prompt, encode_response
 from distill.errors import DataError
 from distill.example import Example
+from distill.stages.teach import ROOM_FOR_ANSWER
 from distill.targets import Layout, RowTargets
 from distill.targets.next_token import NextTokenTargets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROOM_FOR_ANSWER = 2
-"""Tokens of the context that a prompt must leave: one of an answer and its end."""
 ENOUGH_POSITIONS = 8
 """Positions from which on a shift by one cannot be chance."""
 

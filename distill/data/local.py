@@ -4,24 +4,15 @@ import contextlib
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from distill.data._rows import read_rows
 from distill.errors import DataError
 from distill.example import Example, Examples
-from distill.option import STRICT
-
-
-def _absolute_if_it_exists(path: str | None) -> str | None:
-    # recipe.yaml must reproduce the run from any working directory; a hub id stays as it is
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
-
-
-DataPath = Annotated[str, AfterValidator(_absolute_if_it_exists)]
+from distill.option import STRICT, FileOrHubId
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -29,9 +20,9 @@ class Local:
     """Rows with a prompt and, where they have one, an answer: from a file or from the hub."""
 
     kind: Literal["local"]
-    path: DataPath
+    path: FileOrHubId
     """A .jsonl, .csv or .parquet file, or a data set's id on the hub."""
-    eval_path: DataPath | None = None
+    eval_path: FileOrHubId | None = None
     """The same for evaluation. Without it, a tenth of the rows (500 at most) is held out before `rows` is applied."""
     split: str = "train"
     """Split of a hub data set."""

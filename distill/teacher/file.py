@@ -1,23 +1,14 @@
 """`teacher=file`: answers that already exist, with their log-probabilities where the file has them."""
 
 from dataclasses import asdict, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from distill.checkpoint import checkpoint_folder
-from distill.option import STRICT
+from distill.option import STRICT, FileOrHubId
 from distill.teacher._asking import Filter
-
-
-def _absolute_if_it_exists(path: str | None) -> str | None:
-    # recipe.yaml must reproduce the run from any working directory; a hub id stays as it is
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
-
-
-FilePath = Annotated[str, AfterValidator(_absolute_if_it_exists)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -25,7 +16,7 @@ class File:
     """Answers that somebody has collected; nobody is asked. Each is joined to its prompt in `data` by the text."""
 
     kind: Literal["file"]
-    path: FilePath
+    path: FileOrHubId
     """A .jsonl, .csv or .parquet file, a folder of .parquet files or of `save_to_disk`, or a data set on the hub."""
     revision: str | None = None
     """Branch, tag or commit of `path` on the hub."""
@@ -41,7 +32,7 @@ class File:
     axolotl_prepared_legacy: the same as Axolotl 0.18.0 and older wrote it, row j for token j.
     distillkit: token ids with compressed log-probabilities; `packed_indices` of its old captures are renormalised too.
     """
-    compression: FilePath | None = None
+    compression: FileOrHubId | None = None
     """layout=distillkit: the YAML file that says how it was packed. None: compression_config.yaml beside the data."""
     tokenizer: Annotated[str, AfterValidator(checkpoint_folder)] | None = None
     """The teacher's: a folder, a hub id or `bundled:NAME`. Needed for token ids and targets, not for text."""
