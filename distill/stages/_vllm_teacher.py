@@ -54,11 +54,7 @@ def open_vllm(
         base_url=f"http://127.0.0.1:{port}/v1",
         model=name,
         key=key,
-        concurrency=teacher.concurrency,
-        requests_per_minute=teacher.requests_per_minute,
-        tokens_per_minute=teacher.tokens_per_minute,
-        timeout_seconds=teacher.timeout_seconds,
-        max_attempts=teacher.max_attempts,
+        **teacher.pace,
     )
     note(f"{name}: starting vLLM with {teacher.python}; it may take up to {teacher.start_seconds:g} s")
     with process:

@@ -10,8 +10,8 @@ from distill.checkpoint import checkpoint_folder
 from distill.option import STRICT
 from distill.teacher._asking import OF_GENERATING, Filter
 
-PACE = ("batch_size", "concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "max_attempts")
-"""How it is asked; changes nothing in what it says."""
+PACE = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "max_attempts")
+"""How fast it is asked; changes nothing in what it says."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -60,9 +60,14 @@ class Served:
         """The checkpoint, and its revision, whose tokenizer gives the token ids of the answers."""
         return (self.tokenizer, self.tokenizer_revision) if self.tokenizer else None
 
+    @property
+    def pace(self) -> dict[str, Any]:
+        """What an `Endpoint` is told of how fast to ask."""
+        return {name: getattr(self, name) for name in PACE}
+
     def decides(self, kind: str | None) -> dict[str, Any]:
         """The part of these settings that decides what is stored with targets of this kind."""
-        left_out = {*PACE, *self._decides_nothing(), *(() if kind == "top_k" else ("top_k",)), "targets"}
+        left_out = {"batch_size", *PACE, *self._decides_nothing(), *(() if kind == "top_k" else ("top_k",)), "targets"}
         if self.responses == "data":
             left_out |= set(OF_GENERATING)
         return {name: value for name, value in asdict(self).items() if name not in left_out}
