@@ -54,6 +54,8 @@ class Recipe:
     """The last stage to run; typing the command again without it goes on."""
     rehearse: Literal[False] = False
     """Rehearsal with tiny models is not there yet."""
+    hardware: Annotated[str, Field(pattern=r"^[1-9][0-9]*x[a-z0-9-]+$")] | None = None
+    """What it is meant to run on, such as 8xh100-80gb: for `distill.plan` and `distill.recipes`, decides nothing."""
     licence: Licence = dataclasses.field(default_factory=Licence)
     data: Data
     teacher: Teacher

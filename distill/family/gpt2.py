@@ -1,0 +1,49 @@
+"""GPT-2: learned positions, a fused qkv projection stored transposed (Conv1D), tied embeddings.
+
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2; the paper's 117M and 345M
+count 124,439,808 and 354,823,168 parameters. Modified MIT licence.
+"""
+
+from distill.family.facts import Family, Published
+
+
+def _published(size: str, model: str, revision: str | None, parameters: int, width: int, depth: int, heads: int):
+    return Published(
+        size=size,
+        model=model,
+        revision=revision,
+        config={
+            "n_embd": width,
+            "n_layer": depth,
+            "n_head": heads,
+            "n_positions": 1024,
+            "vocab_size": 50257,
+            "tie_word_embeddings": True,
+        },
+        parameters=parameters,
+        stored_dtype="float32",
+        num_tokens=50257,
+        licence="mit",
+    )
+
+
+FAMILY = Family(
+    name="gpt2",
+    title="GPT-2",
+    model_type="gpt2",
+    published=(
+        _published("117M", "openai-community/gpt2", None, 124_439_808, 768, 12, 12),
+        _published("345M", "openai-community/gpt2-medium", None, 354_823_168, 1024, 24, 16),
+        _published("774M", "openai-community/gpt2-large", None, 774_030_080, 1280, 36, 20),
+        _published("1.5B", "openai-community/gpt2-xl", None, 1_557_611_200, 1600, 48, 25),
+    ),
+    lora_targets=("c_attn", "c_proj", "c_fc"),
+    attention=("eager", "sdpa", "flash_attention_2"),
+    tokenizer="byte_level_bpe",
+    special_tokens={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+    gguf="gpt2",
+    vllm=True,
+    tensor_parallel=False,
+    tiny={"n_embd": 64, "n_layer": 2, "n_head": 4},
+    source="https://huggingface.co/openai-community/gpt2",
+)
