@@ -189,7 +189,8 @@ def top_k(scene: Scene, k: int, tail: str) -> Kept:
     targets = TopKTargets(ids_NK.astype(np.int32), logprobs_NK, tail_N, nothing_N, nothing_N)
     arrays = through_bytes(targets, Layout("top_k", scene.logprobs_NV.shape[1], k))
     size_bytes = len(targets) * (POSITION_BYTES + k * (bits_for(LARGE_VOCAB) + 8) / 8)
-    return Kept(arrays["token_ids"], arrays["values"], tail, k * len(targets), size_bytes)
+    values = arrays["values"] if tail == "bucket" else arrays["values"][:, :k]
+    return Kept(arrays["token_ids"], values, tail, k * len(targets), size_bytes)
 
 
 def top_and_sampled(scene: Scene, k: int, draws: int, seed: int) -> Kept:

@@ -112,7 +112,8 @@ class Header:
 class TeacherTargets:
     """What a loss receives: stored targets, or the live teacher's hidden states. A loss never knows from where.
 
-    "top_k": `token_ids_BTK` int32 (-1 pads), `values_BTK` float32 log-probabilities at `temperature`.
+    "top_k": `token_ids_BTK` int32 (-1 pads), `values_BTK` float32 log-probabilities at `temperature`, and the
+    tail's as the one after the last.
     "sampled": `token_ids_BTK`, `values_BTK` weights that add up to one, `entropy_BT` the teacher's own, in nats.
     "dense": `logprobs_BTV` float32 at temperature 1.
     "frozen_head": `vectors_BTD` the student's head under the teacher's distribution, `entropy_BT`.

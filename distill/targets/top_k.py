@@ -18,9 +18,6 @@ from distill.targets.places import Places
 CODES = 255
 LEAST = -64.0
 """Nats below the highest log-probability that can be told apart; what lies lower is kept as this."""
-LEAST_TAIL = 2.0**-21
-"""Of the probability, eight steps of float32 below 1: against the exact tail, the gradient of reverse KL turns by 2
-degrees for a sharp teacher, where it turned by 34 without."""
 POSITION_BYTES = 10
 SMALLEST_HALF = 2.0**-14
 """Below it, float16 loses digits."""
@@ -88,19 +85,17 @@ class TopKTargets:
 
     @staticmethod
     def batch(rows: Sequence["TopKTargets"], places: Places, layout: Layout) -> dict[str, np.ndarray]:
-        """token_ids int32 `[B, T, K]` (-1 pads), values float32 `[B, T, K]`, log-probabilities.
+        """token_ids int32 `[B, T, K]` (-1 pads), values float32 `[B, T, K + 1]`: log-probabilities, the tail's last.
 
-        A loss takes the tail for what the values leave over, which in float32 is rounding alone below 1e-7, or nothing;
-        reverse KL would then see a tail of e^-87. So the values leave LEAST_TAIL over at least, where there are others.
+        The tail is told, for what float32 probabilities leave over has no digits below 1e-7: reverse KL's gradient
+        would turn by 34 degrees for a sharp teacher.
         """
         token_ids = np.full((*places.shape, layout.kept), -1, dtype=np.int32)
-        values = np.zeros((*places.shape, layout.kept), dtype=np.float32)
+        values = np.zeros((*places.shape, layout.kept + 1), dtype=np.float32)
         for b, (row, first, count) in enumerate(zip(rows, places.firsts, places.counts, strict=True)):
             token_ids[b, first : first + count] = row.token_ids_SK[:count]
-            values[b, first : first + count] = row.logprobs_SK[:count]
-            if layout.kept < layout.vocab_size:
-                tail_S1 = np.exp(row.tail_S[:count, None].astype(np.float64)).clip(max=LEAST_TAIL)
-                values[b, first : first + count] += np.log1p((tail_S1 - LEAST_TAIL) / (1 - tail_S1)).astype(np.float32)
+            values[b, first : first + count, :-1] = row.logprobs_SK[:count]
+            values[b, first : first + count, -1] = row.tail_S[:count]
         return {"token_ids": token_ids, "values": values}
 
 

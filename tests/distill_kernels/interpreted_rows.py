@@ -200,10 +200,15 @@ def sparse_case(num_rows, num_tokens, num_ids, tail, dtype):
     if num_ids > 1:
         ids[1, -1] = -1
         ids[2, 1:] = -1
-    return student, ids.int(), torch.rand(num_rows, num_ids) if tail == "sampled" else values
+    if tail == "sampled":
+        values = torch.rand(num_rows, num_ids)
+    if tail == "told":  # no rest but rounding where all tokens are kept
+        rest = (1 - values.double().exp().masked_fill(ids < 0, 0.0).sum(1, keepdim=True)).clamp(min=1e-12)
+        values = torch.cat([values, rest.log().float()], 1)
+    return student, ids.int(), values
 
 
-@pytest.mark.parametrize(("tail", "kind"), TAILS)
+@pytest.mark.parametrize(("tail", "kind"), TAILS + [("told", kind) for kind in KINDS])
 @pytest.mark.parametrize("options", OPTIONS[:1] + OPTIONS[4:])
 @pytest.mark.parametrize(
     ("dtype", "num_tokens", "num_ids"), [(torch.float32, 601, 40), (torch.bfloat16, 600, 1), (torch.float32, 9, 9)]
@@ -212,6 +217,7 @@ def test_sparse(tail, kind, options, dtype, num_tokens, num_ids):
     from distill_kernels import triton_sparse
 
     student, ids, values = sparse_case(3, num_tokens, num_ids, tail, dtype)
+    tail = "bucket" if tail == "told" else tail
     labels, weight = torch.tensor([int(ids[0, 0]), num_tokens - 1, 0]), torch.rand(3)
     exact = student.double().requires_grad_()
     expected = sparse_loss(exact, ids, values, kind, tail, labels=labels, row_weight=weight, **options)

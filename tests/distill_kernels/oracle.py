@@ -88,10 +88,11 @@ def sparse_loss(student_logits: Tensor, token_ids: Tensor, values: Tensor, kind:
     log_q = log_softmax_of(student_logits, scale, softcap, temperature)
     rows = []
     for log_q_V, ids_K, values_K in zip(log_q, token_ids.long(), values.double(), strict=True):
-        ids, kept = ids_K[ids_K >= 0], values_K[ids_K >= 0]
+        ids, kept = ids_K[ids_K >= 0], values_K[: len(ids_K)][ids_K >= 0]
         others = torch.ones(len(log_q_V), dtype=torch.bool)
         others[ids] = False
-        rest = (1 - kept.exp().sum()).clamp(min=0.0)
+        told = len(values_K) > len(ids_K)
+        rest = values_K[-1].exp() if told else (1 - kept.exp().sum()).clamp(min=0.0)
         match tail:
             case "sampled":
                 row = -(kept * log_q_V[ids]).sum()
@@ -105,7 +106,8 @@ def sparse_loss(student_logits: Tensor, token_ids: Tensor, values: Tensor, kind:
                 row = divergence_of(kind, log_q_V, log_p.masked_fill(others, torch.log(rest / others.sum())))
             case "bucket" if others.any():
                 log_q_B = torch.cat([log_q_V[ids], torch.logsumexp(log_q_V[others], 0)[None]])
-                row = divergence_of(kind, log_q_B, torch.cat([kept, rest.log()[None]]), beta, alpha)
+                rest = values_K[-1:] if told else rest.log()[None]
+                row = divergence_of(kind, log_q_B, torch.cat([kept, rest]), beta, alpha)
             case _:
                 row = divergence_of(kind, log_q_V[ids], kept, beta, alpha)
         rows.append(row)

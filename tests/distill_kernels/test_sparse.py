@@ -10,43 +10,49 @@ from oracle import sparse_loss
 
 TAILS = [("bucket", kind) for kind in KINDS]
 TAILS += [(tail, "forward_kl") for tail in ("zero", "renormalize", "uniform", "sampled")]
+TOLD = [("told", kind) for kind in KINDS]  # "bucket" with values of the rest's own
 OPTIONS = [{}, {"temperature": 2.0, "hard_weight": 0.3, "student_softcap": 6.0, "student_scale": 1.4}]
 
 
 def case(num_rows=6, num_tokens=21, num_kept=5, dtype=torch.float64, tail="bucket"):
     """Student logits, ids with pads, and values that fit the tail."""
     student = (torch.randn(num_rows, num_tokens) * 2).to(dtype).requires_grad_()
-    logprobs = (torch.randn(num_rows, num_tokens) * 2).log_softmax(-1)
+    logprobs = (torch.randn(num_rows, num_tokens).double() * 2).log_softmax(-1)
     ids = torch.stack([torch.randperm(num_tokens)[:num_kept] for _ in range(num_rows)])
     values = logprobs.gather(1, ids).to(dtype)
-    ids[1, -1] = ids[2, 0] = -1
-    ids[3, 1:] = -1
+    if num_kept > 1:
+        ids[1, -1] = ids[2, 0] = -1
+        ids[3, 1:] = -1
     if tail == "sampled":
         values = torch.rand(num_rows, num_kept, dtype=torch.float64).to(dtype)
+    if tail == "told":
+        off_ids = torch.ones(num_rows, num_tokens + 1, dtype=torch.bool).scatter(1, ids % (num_tokens + 1), False)
+        others = logprobs.masked_fill(~off_ids[:, :-1], -math.inf).logsumexp(1, keepdim=True)
+        values = torch.cat([values, others.to(dtype)], 1)
     return student, ids.int(), values
 
 
-def loss_of(student, ids, values, kind="forward_kl", **options):
+def loss_of(student, ids, values, kind="forward_kl", tail="bucket", **options):
     """The op on ready logits: they are hidden states before an identity head."""
+    options["tail"] = "bucket" if tail == "told" else tail
     return linear_sparse_divergence(
         student, torch.eye(student.shape[-1]).to(student.dtype), ids, values, kind, **options
     )
 
 
 def truth(student, ids, values, kind, tail, **options):
+    tail = "bucket" if tail == "told" else tail
     exact = student.detach().double().requires_grad_()
     loss = sparse_loss(exact, ids, values, kind, tail, **options)
     (gradient,) = torch.autograd.grad(loss.sum(), exact)
     return loss.detach(), gradient
 
 
-@pytest.mark.parametrize(("tail", "kind"), TAILS)
+@pytest.mark.parametrize(("tail", "kind"), TAILS + TOLD)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("num_kept", [1, 5, 20])
 def test_float64_is_the_definition(tail, kind, options, num_kept):
     student, ids, values = case(num_kept=num_kept, tail=tail)
-    if num_kept == 1:
-        ids = ids.clamp(min=0)
     labels, weight = torch.randint(0, 21, (6,)), torch.rand(6)
     labels[4] = -100
     options = {**options, "labels": labels, "row_weight": weight}
@@ -56,7 +62,7 @@ def test_float64_is_the_definition(tail, kind, options, num_kept):
     torch.testing.assert_close(torch.autograd.grad(loss, student)[0], gradient, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("tail", "kind"), TAILS)
+@pytest.mark.parametrize(("tail", "kind"), TAILS + TOLD)
 def test_float32_loses_no_more_than_its_last_digits(tail, kind):
     student, ids, values = case(num_tokens=5003, num_kept=64, dtype=torch.float32, tail=tail)
     loss = loss_of(student, ids, values, kind, tail=tail, reduction="none")
@@ -66,7 +72,7 @@ def test_float32_loses_no_more_than_its_last_digits(tail, kind):
     assert ((found - gradient).abs() <= 1e-6 + 2e-6 * expected.clamp(min=1)[:, None]).all()
 
 
-@pytest.mark.parametrize(("tail", "kind"), TAILS)
+@pytest.mark.parametrize(("tail", "kind"), TAILS + TOLD)
 def test_gradcheck(tail, kind):
     student, ids, values = case(num_rows=4, num_tokens=7, num_kept=3, tail=tail)
     torch.autograd.gradcheck(lambda logits: loss_of(logits, ids, values, kind, tail=tail, temperature=1.4), student)
@@ -82,6 +88,23 @@ def test_the_bucket_is_exact_when_it_holds_at_most_one_token(kind, num_kept):
     torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)
     pair = [torch.autograd.grad(loss, student)[0] for loss in (sparse, dense)]
     torch.testing.assert_close(*pair, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rest_that_is_told_counts_where_float32_has_no_digits_left(kind):
+    """A teacher as sharp as e^-20: what the kept probabilities leave over is rounding, here nothing at all."""
+    teacher = torch.full((1, 40), -26.0, dtype=torch.float64)
+    teacher[0, 4], teacher[0, 7] = 0.0, -18.0
+    student, ids = torch.randn(1, 40, requires_grad=True), torch.tensor([[4, 7]])
+    logprobs = teacher.log_softmax(-1)
+    rest = logprobs.scatter(1, ids, -math.inf).logsumexp(1, keepdim=True)
+    values = torch.cat([logprobs.gather(1, ids), rest], 1).float()
+    assert (1 - values[:, :2].exp().sum()) == 0 and 1e-10 < rest.exp() < 1e-9
+    loss = loss_of(student, ids, values, kind)
+    expected, gradient = truth(student, ids, values.double(), kind, "told")
+    assert (loss - expected).abs() <= 2e-6 * (1 + expected)
+    found = torch.autograd.grad(loss, student)[0]
+    assert (found - gradient).abs().max() <= 2e-6 * expected.clamp(min=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

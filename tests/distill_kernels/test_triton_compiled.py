@@ -22,7 +22,15 @@ DENSE = {
     **{"IGNORES": False, "HARD": False, "UNIT_TEMPERATURE": True, "STUDENT_CAPPED": False, "TEACHER_CAPPED": False},
     **{"ADDRESS": "aligned", "CONTIGUOUS": True, "BLOCK": 4096, "PHASE": "whole", "LANES": 1},
 }
-SPARSE = {"TAIL": "bucket", "HARD": False, "CAPPED": False, "ADDRESS": "aligned", "BLOCK": 4096, "IDS": 128}
+SPARSE = {
+    "TAIL": "bucket",
+    "REST_TOLD": True,
+    "HARD": False,
+    "CAPPED": False,
+    "ADDRESS": "aligned",
+    "BLOCK": 4096,
+    "IDS": 128,
+}
 TOKEN_STRIDES = ("student_token", "teacher_token", "gradient_token", "id_stride", "value_stride")
 
 

@@ -44,7 +44,7 @@ def position_of(kind, row, s):
         weights = {int(i): np.float32(c / 10) for i, c in zip(one.token_ids_E, one.counts_E, strict=True)}
         return {"weights": weights, "entropy": row.entropy_S[s]}
     if kind == "top_k":
-        return {"token_ids": row.token_ids_SK[s], "values": row.logprobs_SK[s]}
+        return {"token_ids": row.token_ids_SK[s], "values": np.append(row.logprobs_SK[s], row.tail_S[s])}
     if kind == "dense":
         return {"logprobs": row.logprobs_SV[s]}
     if kind == "frozen_head":

@@ -1,12 +1,15 @@
 """Top-k targets: ids and the next token's log-probability exact, the others within the stated bound."""
 
+import distill_kernels
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distill.targets import Layout, Places
-from distill.targets.top_k import LEAST, LEAST_TAIL, TopKTargets, logprob_bound, round_up_to_float16, top_k_bytes
+from distill.targets.make import make
+from distill.targets.top_k import LEAST, TopKTargets, logprob_bound, round_up_to_float16, top_k_bytes
 
 # S positions, K token ids kept, V vocabulary
 
@@ -117,15 +120,55 @@ def test_bytes_of_a_large_vocabulary(kept, size_bytes):
     assert len(targets_of(151_936, kept, 10, 3.0, 0).to_bytes(layout)) == 10 * size_bytes
 
 
-def test_a_batch_leaves_a_tail_that_float32_can_hold():
-    """A tail of 1e-9, or of nothing, would be taken for e^-87 by a loss that sees 1 - sum(p)."""
+def test_a_batch_tells_the_tail_that_float32_probabilities_do_not_leave_over():
     tails = np.log([1e-9, 1e-5, 0.25])
     kept = np.log1p(-np.exp(tails))
     ids = np.array([[7], [7], [7], [7]], dtype=np.int32)
     logprobs = np.append(kept, 0.0)[:, None].astype(np.float32)
     targets = TopKTargets(ids, logprobs, np.append(tails, -np.inf).astype(np.float32), kept, kept)
-    places = Places((1, 4), [0], [4])
-    left = 1 - np.exp(TopKTargets.batch([targets], places, Layout("top_k", 9, 1))["values"][0, :, 0].astype(np.float64))
-    np.testing.assert_allclose(left, [LEAST_TAIL, 1e-5, 0.25, LEAST_TAIL], rtol=0.07)
-    whole = TopKTargets.batch([targets], places, Layout("top_k", 1, 1))["values"][0, :, 0]
-    np.testing.assert_array_equal(whole, logprobs[:, 0])
+    batch = TopKTargets.batch([targets], Places((1, 5), [1], [4]), Layout("top_k", 9, 1))
+    assert batch["token_ids"][0, :, 0].tolist() == [-1, 7, 7, 7, 7]
+    np.testing.assert_array_equal(batch["values"][0, 1:, 0], logprobs[:, 0])
+    np.testing.assert_allclose(np.exp(batch["values"][0, 1:, 1]), [1e-9, 1e-5, 0.25, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize(("is_stored", "most_degrees"), [(False, 0.05), (True, 2.5)])
+def test_a_sharp_teachers_gradient_survives(kind, is_stored, most_degrees):
+    """The 8 bits of a stored log-probability turn it by 1.8 degrees at most; a lost tail would, by 34. The right one is
+    taken in float64 from the exact probabilities of the kept ids and of all others together."""
+    generator = torch.Generator().manual_seed(0)
+    teacher_NV = torch.randn(8, 500, generator=generator, dtype=torch.float64)
+    teacher_NV[torch.arange(8), torch.arange(8)] += torch.linspace(14, 24, 8, dtype=torch.float64)
+    student_NV = torch.randn(8, 500, generator=generator, dtype=torch.float64)
+    layout = Layout("top_k", 500, 16)
+    targets = make(layout, teacher_NV.float(), torch.zeros(8, dtype=torch.int64))
+    if is_stored:
+        targets = written_and_read(targets, layout)
+    batch = TopKTargets.batch([targets], Places((1, 8), [0], [8]), layout)
+    ids, values = torch.from_numpy(batch["token_ids"][0]), torch.from_numpy(batch["values"][0])
+    student = student_NV.float().requires_grad_()
+    loss = distill_kernels.linear_sparse_divergence(student, torch.eye(500), ids, values, kind)
+    found_NV = torch.autograd.grad(loss, student)[0].double()
+
+    exact_NV = student_NV.clone().requires_grad_()
+
+    def buckets(logits_NV):
+        logprobs_NV = logits_NV.log_softmax(-1)
+        rest_N1 = logprobs_NV.scatter(1, ids.long(), -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([logprobs_NV.gather(1, ids.long()), rest_N1], 1)
+
+    log_q_NB, log_p_NB = buckets(exact_NV), buckets(teacher_NV)
+
+    def kl(log_a_NB, log_b_NB):
+        return (log_a_NB.exp() * (log_a_NB - log_b_NB)).sum()
+
+    log_m_NB = torch.logaddexp(log_p_NB, log_q_NB) - np.log(2)
+    definition = {
+        "forward_kl": lambda: kl(log_p_NB, log_q_NB),
+        "reverse_kl": lambda: kl(log_q_NB, log_p_NB),
+        "jsd": lambda: (kl(log_p_NB, log_m_NB) + kl(log_q_NB, log_m_NB)) / 2,
+    }
+    right_NV = torch.autograd.grad(definition[kind](), exact_NV)[0]
+    cosine_N = torch.nn.functional.cosine_similarity(found_NV, right_NV)
+    assert torch.rad2deg(torch.arccos(cosine_N.clamp(max=1))).max() < most_degrees

@@ -154,7 +154,7 @@ def integers(name: str, tensor: Any) -> None:
 def check_sparse(
     token_ids: Tensor, values: Tensor | float, tail: str, kind: str, leading: torch.Size, num_tokens: int, rows: Rows
 ) -> tuple[Tensor, Tensor]:
-    """`token_ids` and `values` as `[N, K]`; ids, values and tail fit each other and the divergence."""
+    """`token_ids` `[N, K]`, `values` `[N, K]` or `[N, K + 1]`, once they fit each other, tail and divergence."""
     one_of("tail", tail, TAILS)
     if tail != "bucket" and kind != "forward_kl":
         advice = "samples are unbiased for it alone" if tail == "sampled" else "the others need the tail's mass"
@@ -173,16 +173,16 @@ def check_sparse(
     else:
         floating("values", values)
         weights = values.detach()
-    same("values.shape", weights.shape, "token_ids", token_ids.shape)
+    num_ids = token_ids.shape[-1]
+    if not (tail == "bucket" and weights.shape == (*leading, num_ids + 1)):  # the last may be the rest's
+        same("values.shape", weights.shape, "token_ids", token_ids.shape)
     same("values.device", weights.device, "token_ids", token_ids.device)
-    ids_NK, values_NK = (
-        token_ids.reshape(rows.num_rows, token_ids.shape[-1]),
-        weights.reshape(rows.num_rows, token_ids.shape[-1]),
-    )
+    ids_NK = token_ids.reshape(rows.num_rows, num_ids)
+    values = weights.reshape(rows.num_rows, weights.shape[-1])
     if token_ids.device.type == "cpu" and rows.num_counted > 0:
         everything = slice(None)
-        _check_ids(rows.pick(ids_NK, everything), rows.pick(values_NK, everything), tail, num_tokens)
-    return ids_NK, values_NK
+        _check_ids(rows.pick(ids_NK, everything), rows.pick(values, everything), tail, num_tokens)
+    return ids_NK, values
 
 
 def _check_labels(labels_M: Tensor, num_tokens: int, ignore_index: int) -> None:
@@ -196,27 +196,29 @@ def _check_labels(labels_M: Tensor, num_tokens: int, ignore_index: int) -> None:
         )
 
 
-def _check_ids(ids_MK: Tensor, values_MK: Tensor, tail: str, num_tokens: int) -> None:
+def _check_ids(ids_MK: Tensor, values: Tensor, tail: str, num_tokens: int) -> None:
+    """`values` as `check_sparse` gives them."""
     low, high = (int(end) for end in torch.aminmax(ids_MK))
     if low < -1 or high >= num_tokens:
         raise ValueError(
             f"token_ids: found {low if low < -1 else high}; needed 0 to {num_tokens - 1}, the student's vocabulary, "
             f"or -1 for padding."
         )
-    absent_MK = ids_MK < 0
-    present_MK = values_MK.masked_fill(absent_MK, 0.0) if low < 0 else values_MK
+    num_rests = values.shape[1] - ids_MK.shape[1]
+    absent = torch.nn.functional.pad(ids_MK < 0, (0, num_rests))
+    if num_rests:  # where every token is among the ids there is no rest, whatever its value
+        absent[:, -1] = (ids_MK >= 0).sum(-1) == num_tokens
+    present = values.masked_fill(absent, 0.0) if low < 0 or num_rests else values
     if tail == "sampled":
-        if bool((present_MK < 0).any()):
-            raise ValueError(
-                f"values: found {float(present_MK.min())}; needed weights of at least 0 for tail='sampled'."
-            )
+        if bool((present < 0).any()):
+            raise ValueError(f"values: found {float(present.min())}; needed weights of at least 0 for tail='sampled'.")
         return
-    if bool((present_MK > 1e-3).any()):
+    if bool((present > 1e-3).any()):
         raise ValueError(
-            f"values: found {float(present_MK.max())}; needed log-probabilities, at most 0, for tail={tail!r}. "
+            f"values: found {float(present.max())}; needed log-probabilities, at most 0, for tail={tail!r}. "
             f"Weights belong to tail='sampled'."
         )
-    mass_M = present_MK.float().exp().masked_fill_(absent_MK, 0.0).sum(-1)
+    mass_M = present.float().exp().masked_fill_(absent, 0.0).sum(-1)
     # 16-bit log-probabilities are rounded by up to 1/256 of themselves, so their sum may pass 1 by about that
     if bool((mass_M > 1.05).any()):
         raise ValueError(

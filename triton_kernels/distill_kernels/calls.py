@@ -109,7 +109,7 @@ def sparse_call(
     return LinearCall(
         settings=settings,
         rows=rows,
-        teacher=SparseTeacher(token_ids_NK=checked[0], values_NK=checked[1], tail=tail),
+        teacher=SparseTeacher(token_ids_NK=checked[0], values=checked[1], tail=tail),
         product_dtype=arguments.product_dtype("student", hidden, head, logits_dtype),
         device=device,
         num_tokens=num_tokens,

@@ -53,10 +53,10 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseTeacher:
-    """A teacher that was asked before: `[N, K]` token ids with their values."""
+    """A teacher that was asked before: `[N, K]` token ids with their values, the rest's last where it was told."""
 
     token_ids_NK: Tensor
-    values_NK: Tensor
+    values: Tensor
     tail: str
 
 
@@ -134,9 +134,9 @@ class LinearCall:
         if isinstance(teacher, SparseTeacher):
 
             def sparse(logits_CV, chunk, labels_C, weight_C, gradient_CV):
-                ids_CK, values_CK = rows.pick(teacher.token_ids_NK, chunk), rows.pick(teacher.values_NK, chunk)
+                ids_CK, values = rows.pick(teacher.token_ids_NK, chunk), rows.pick(teacher.values, chunk)
                 rest = (teacher.tail, labels_C, weight_C, settings, workspace, gradient_CV)
-                return sparse_rows(logits_CV, ids_CK, values_CK, *rest)
+                return sparse_rows(logits_CV, ids_CK, values, *rest)
 
             return sparse
 

@@ -169,6 +169,8 @@ def linear_sparse_divergence(
             `temperature` and after its scale and cap: a top-k cannot be re-tempered here. For "sampled": weights.
         tail: what the probability off the ids is taken for.
             "bucket": one token of its own; any kind. A lower bound of the full divergence, exact once K >= V - 1.
+            Its probability is what the ids leave over; `values` of `[..., K + 1]` tell its logarithm last, for below
+            1e-7 float32 has no digits of what is left over.
             "zero": nothing. "renormalize": the ids' probabilities are divided by their sum.
             "uniform": spread evenly over the other tokens. These three for forward_kl only.
             "sampled": the ids are samples and the values weights w >= 0, not normalised; forward_kl only. D is

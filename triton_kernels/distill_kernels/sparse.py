@@ -3,7 +3,7 @@
 C rows of one chunk, N rows of one block, V vocabulary, K ids per row (-1 pads).
 
     tail          loss                                       gradient off the ids     on id k
-    bucket        D over K + 1 buckets, the last the rest     q_i g_tail / q_tail      g_k of the closed form
+    bucket        D over K + 1 buckets, the last the rest     q_i g_rest / q_rest      g_k of the closed form
     zero          sum p_k (ln p_k - ln q_k)                   P q_i                    P q_k - p_k     P = sum p_k
     renormalize   the same with p_k / P                       q_i                      q_k - p_k / P
     uniform       forward KL, the rest spread evenly: p_u     q_i - p_u                q_k - p_k
@@ -13,6 +13,7 @@ Source: field practice for top-k; sampled: arXiv:2503.16870. The bucket's closed
 function of bucket masses is the bucket's own, shared among its tokens in proportion to their probability.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,16 @@ class Kept:
     """0 where absent. For `sampled` unused."""
     mass_NK: Tensor
     """Probabilities, or the samples' weights; 0 where absent."""
+    any_others_N1: Tensor
+    """Whether the vocabulary has tokens off the ids."""
+    rest_logprob_N1: Tensor | None
+    """Log of the others' probability where the teacher told it; None: it is what the ids leave over."""
 
 
 def sparse_rows(
     student_CV: Tensor,
     token_ids_CK: Tensor,
-    values_CK: Tensor,
+    values: Tensor,
     tail: str,
     labels_C: Tensor | None,
     weight_C: Tensor | None,
@@ -48,12 +53,15 @@ def sparse_rows(
     workspace: Workspace,
     gradient_CV: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each row in nats, `[C]`; `gradient_CV` as for `dense_rows`. `student_CV` may be written over."""
+    """The loss of each row in nats, `[C]`; `gradient_CV` as for `dense_rows`. `student_CV` may be written over.
+
+    `values` are `[C, K]`, or for the tail "bucket" `[C, K + 1]` where the last is the rest's log-probability.
+    """
     if runs_triton(student_CV):
         from distill_kernels import triton_sparse
 
         rest = (tail, labels_C, weight_C, settings, gradient_CV)
-        return triton_sparse.sparse_rows(student_CV, token_ids_CK, values_CK, *rest)
+        return triton_sparse.sparse_rows(student_CV, token_ids_CK, values, *rest)
     loss_C = torch.empty(len(student_CV), dtype=workspace.dtype, device=student_CV.device)
     for start in range(0, len(student_CV), workspace.num_rows):
         block = slice(start, start + workspace.num_rows)
@@ -71,7 +79,7 @@ def sparse_rows(
         labelled = None
         if labels_N is not None and settings.hard_weight > 0:
             labelled = cross_entropy(student, student_CV[block], labels_N, settings, workspace)
-        kept = _kept(token_ids_CK[block], values_CK[block], tail, workspace.dtype)
+        kept = _kept(token_ids_CK[block], values[block], tail, student_CV.shape[1], workspace.dtype)
         loss_N, by_softmax_NV = _bucket(student, kept, settings) if tail == "bucket" else _linear(student, kept, tail)
         # masking what has no mass must not hide a NaN that was there before
         loss_N = loss_N + 0.0 * student.log_partition_N1.squeeze(-1)
@@ -81,20 +89,27 @@ def sparse_rows(
     return loss_C
 
 
-def _kept(token_ids_NK: Tensor, values_NK: Tensor, tail: str, dtype: torch.dtype) -> Kept:
+def _kept(token_ids_NK: Tensor, values: Tensor, tail: str, num_tokens: int, dtype: torch.dtype) -> Kept:
+    """`values` are `[N, K]`, or `[N, K + 1]` where the last is the rest's log-probability."""
+    num_ids = token_ids_NK.shape[1]
     present_NK = token_ids_NK >= 0
     ids_NK = token_ids_NK.clamp(min=0).long()
-    values_NK = values_NK.to(dtype).masked_fill(~present_NK, 0.0)
+    values_NK = values[:, :num_ids].to(dtype).masked_fill(~present_NK, 0.0)
+    any_others_N1 = present_NK.sum(-1, keepdim=True) < num_tokens
     if tail == "sampled":
-        return Kept(ids_NK, present_NK, values_NK, values_NK)
+        return Kept(ids_NK, present_NK, values_NK, values_NK, any_others_N1, None)
     mass_NK = values_NK.exp().masked_fill_(~present_NK, 0.0)
     total_N1 = mass_NK.sum(-1, keepdim=True)
+    rest_N1 = values[:, num_ids:].to(dtype) if values.shape[1] > num_ids else None
+    if rest_N1 is not None:
+        total_N1 = total_N1 + rest_N1.exp() * any_others_N1
     # Log-probabilities that were stored in 16 bits may add up to a little more than 1, and no tail can repair that.
     divisor_N1 = total_N1 if tail == "renormalize" else total_N1.clamp(min=1.0)
     if tail != "zero":
         mass_NK = mass_NK / divisor_N1
         values_NK = values_NK - divisor_N1.log()
-    return Kept(ids_NK, present_NK, values_NK, mass_NK)
+        rest_N1 = None if rest_N1 is None else rest_N1 - divisor_N1.log()
+    return Kept(ids_NK, present_NK, values_NK, mass_NK, any_others_N1, rest_N1)
 
 
 def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
@@ -139,19 +154,24 @@ def _bucket(student: Softened, kept: Kept, settings: Settings) -> tuple[Tensor, 
     q_NV.scatter_add_(-1, kept.ids_NK, q_NK.neg())
     if q_NV.device.type == "cpu":
         _refuse_repeated_ids(q_NV, kept)
-    any_others_N1 = kept.present_NK.sum(-1, keepdim=True) < q_NV.shape[-1]
-    q_tail_N1 = q_NV.sum(-1, keepdim=True).clamp_(min=tiny) * any_others_N1
-    p_tail_N1 = (1 - kept.mass_NK.sum(-1, keepdim=True)).clamp_(min=tiny) * any_others_N1
+    q_rest_N1 = q_NV.sum(-1, keepdim=True).clamp_(min=tiny) * kept.any_others_N1
+    if kept.rest_logprob_N1 is None:
+        p_rest_N1 = (1 - kept.mass_NK.sum(-1, keepdim=True)).clamp_(min=tiny)
+        log_p_rest_N1 = p_rest_N1.log()
+    else:
+        log_p_rest_N1 = kept.rest_logprob_N1.clamp(min=math.log(tiny))
+        p_rest_N1 = log_p_rest_N1.exp()
+    p_rest_N1 = p_rest_N1 * kept.any_others_N1
 
     log_q_NK = student.shifted_NV.gather(-1, kept.ids_NK) - student.log_partition_N1
     ratio_NK = (kept.logprobs_NK - log_q_NK).masked_fill_(~kept.present_NK, 0.0)
-    ratio_tail_N1 = (p_tail_N1.log() - q_tail_N1.log()).masked_fill_(~any_others_N1, 0.0)
+    ratio_rest_N1 = (log_p_rest_N1 - q_rest_N1.log()).masked_fill_(~kept.any_others_N1, 0.0)
     q_NB, p_NB, ratio_NB = (
-        torch.cat(pair, -1) for pair in ((q_NK, q_tail_N1), (kept.mass_NK, p_tail_N1), (ratio_NK, ratio_tail_N1))
+        torch.cat(pair, -1) for pair in ((q_NK, q_rest_N1), (kept.mass_NK, p_rest_N1), (ratio_NK, ratio_rest_N1))
     )
     loss_N, gradient_NB = FORMS[settings.kind](q_NB, p_NB, ratio_NB, settings, True)
-    gradient_NK, gradient_tail_N1 = gradient_NB[:, :-1], gradient_NB[:, -1:]
-    q_NV.mul_(gradient_tail_N1 / q_tail_N1.clamp(min=tiny))
+    gradient_NK, gradient_rest_N1 = gradient_NB[:, :-1], gradient_NB[:, -1:]
+    q_NV.mul_(gradient_rest_N1 / q_rest_N1.clamp(min=tiny))
     return loss_N, q_NV.scatter_add_(-1, kept.ids_NK, gradient_NK.masked_fill(~kept.present_NK, 0.0))
 
 

@@ -19,14 +19,17 @@ MOST_IDS = 2048
 def sparse_rows(
     student_CV: Tensor,
     token_ids_CK: Tensor,
-    values_CK: Tensor,
+    values: Tensor,
     tail: str,
     labels_C: Tensor | None,
     weight_C: Tensor | None,
     settings: Settings,
     gradient_CV: Tensor | None = None,
 ) -> Tensor:
-    """The loss of each row in nats, float32 `[C]`. `student_CV` is overwritten, by the gradient or by marks."""
+    """The loss of each row in nats, float32 `[C]`. `student_CV` is overwritten, by the gradient or by marks.
+
+    `values` are `[C, K]`, or for the tail "bucket" `[C, K + 1]` where the last is the rest's log-probability.
+    """
     (num_rows, num_tokens), num_ids = student_CV.shape, token_ids_CK.shape[1]
     if num_ids >= MOST_IDS:  # its lanes would not fit into registers
         raise ValueError(
@@ -48,14 +51,14 @@ def sparse_rows(
             student_CV,
             gradient_CV,
             token_ids_CK,
-            values_CK,
+            values,
             loss_C,
             None if labels_C is None else labels_C.contiguous(),
             None if weight_C is None else weight_C.float().contiguous(),  # an expanded gradient has stride 0
             student_CV.stride(0),
             matrices[-1].stride(0),
             *token_ids_CK.stride(),
-            *values_CK.stride(),
+            *values.stride(),
             num_tokens,
             num_ids,
             student_factor,
@@ -68,6 +71,7 @@ def sparse_rows(
             hard_scale,
             KIND=settings.kind,
             TAIL=tail,
+            REST_TOLD=values.shape[1] > num_ids,
             HARD=settings.hard_weight > 0 and labels_C is not None,
             CAPPED=settings.student_softcap is not None,
             ADDRESS=address_mode(matrices),

@@ -64,6 +64,7 @@ def sparse_kernel(
     hard_scale,
     KIND: tl.constexpr,
     TAIL: tl.constexpr,
+    REST_TOLD: tl.constexpr,
     HARD: tl.constexpr,
     CAPPED: tl.constexpr,
     ADDRESS: tl.constexpr,
@@ -83,10 +84,9 @@ def sparse_kernel(
     present = (ids >= 0) & (ids < num_tokens)
     num_strange = tl.sum((ids >= num_tokens).to(tl.int32), 0)
     kept_at = begin + tl.where(present, ids, 0)
-    given = tl.load(values_at + lane * value_stride, mask=present, other=0.0).to(tl.float32)
+    num_present = tl.sum(present.to(tl.int32), 0)
     kept = tl.load(student_row + kept_at, mask=present, other=EMPTY).to(tl.float32)
     kept = tl.where(present, capped(kept, kept_at, begin, end, student_factor, CAPPED), EMPTY)
-    num_present = tl.sum(present.to(tl.int32), 0)
     label_position, label_logit = begin, 0.0
     if HARD:
         label_position = begin + tl.load(labels + row).to(tl.int32)
@@ -118,12 +118,17 @@ def sparse_kernel(
     q = tl.where(present, tl.exp2((kept - top) * student_k) / total, 0.0)
     num_others = (num_tokens - num_present).to(tl.float32)
 
-    mass, log_p = _teacher(given, present, TAIL)
+    is_rest = lane == tl.where(num_present < num_tokens, num_ids, -1)
+    told = present
+    if REST_TOLD:
+        told = present | is_rest
+    # loaded only now: in registers during pass 1 they would be spilled
+    given = tl.load(values_at + lane * value_stride, mask=told, other=0.0).to(tl.float32)
+    mass, log_p = _teacher(given, told, TAIL)
     if TAIL == "bucket":
         divergence, by_kept, by_rest = _bucket(
-            q, mass, log_q, log_p, present, (lane == num_ids) & (num_present < num_tokens),
-            others_top, others_total, top, total, student_k, weight, KIND,
-        )  # fmt: skip
+            q, mass, log_q, log_p, is_rest, others_top, others_total, top, total, student_k, weight, REST_TOLD, KIND
+        )
         slope, constant = by_rest, 0.0
     else:
         divergence, by_kept, slope, constant = _linear(
@@ -273,7 +278,6 @@ def _bucket(
     p,
     log_q,
     log_p,
-    present,
     is_rest,
     others_top,
     others_total,
@@ -281,17 +285,22 @@ def _bucket(
     total,
     k,
     weight,
+    REST_TOLD: tl.constexpr,
     KIND: tl.constexpr,
 ):
     """D over the ids and one bucket for the rest: loss, the ids' gradient, and the rest's."""
-    rest_p = tl.maximum(1.0 - tl.sum(p, 0), _SMALLEST)
     rest_log_q = drift(others_top, top, k) * LN2 + tl.log(others_total / total)
     # every other logit is -inf: the smallest float, as in eager; beyond exp's range the logarithm is still exact
     rest_log_q = tl.where(others_top == EMPTY, tl.log(_SMALLEST), rest_log_q)
     q = tl.where(is_rest, tl.exp(rest_log_q), q)
-    p = tl.where(is_rest, rest_p, p)
     log_q = tl.where(is_rest, rest_log_q, log_q)
-    log_p = tl.where(is_rest, tl.log(rest_p), log_p)
+    if REST_TOLD:
+        p = tl.where(is_rest, tl.maximum(p, _SMALLEST), p)
+        log_p = tl.where(is_rest, tl.maximum(log_p, tl.log(_SMALLEST)), log_p)
+    else:
+        rest_p = tl.maximum(1.0 - tl.sum(p, 0), _SMALLEST)
+        p = tl.where(is_rest, rest_p, p)
+        log_p = tl.where(is_rest, tl.log(rest_p), log_p)
     if KIND == "forward_kl":
         loss = tl.sum(tl.where(p > 0, p * (log_p - log_q), 0.0), 0)
         by_q = kl_gradient(q, p, 0.0, loss, KIND)
