@@ -53,14 +53,33 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
 def local_folder(name: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint on this disk; one on the hub is downloaded once, at its revision.
 
-    Only what a model without code of its own consists of: no Python, no pickle.
+    Only what a model without code of its own consists of: no Python, and pickles only where the hub has nothing else;
+    their tensors are read without executing anything, and written as safetensors beside the hub's cache.
+
+    Raises:
+        RecipeError: there are no weights, or the hub does not give them.
     """
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    try:
+        # Mistral's repositories hold every weight a second time, for Mistral's own code
+        twice = ["consolidated*"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=twice))
+        if any(folder.glob("*.safetensors")):
+            return folder
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+    except Exception as error:  # offline, gated, unknown, no such revision: the hub's client has a type for each
+        raise RecipeError(
+            f"{name}: the hub did not give this checkpoint "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+        ) from None
+    from distill._bin_weights import as_safetensors
+
+    # folder.name is the commit
+    return as_safetensors(folder, Path(constants.HF_HOME) / "distill" / name.replace("/", "--") / folder.name)
 
 
 def weight_bytes(folder: Path) -> int:
