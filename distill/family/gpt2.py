@@ -1,13 +1,14 @@
 """GPT-2: learned positions, a fused qkv projection stored transposed (Conv1D), tied embeddings.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2; the paper's 117M and 345M
-count 124,439,808 and 354,823,168 parameters. Modified MIT licence.
+count 124,439,808 and 354,823,168 parameters. Modified MIT licence. Keys of config.json that are absent here (dropout
+0.1, gelu_new, epsilon 1e-5) are transformers' defaults for this model type.
 """
 
 from distill.family.facts import Family, Published
 
 
-def _published(size: str, model: str, revision: str | None, parameters: int, width: int, depth: int, heads: int):
+def _published(size: str, model: str, revision: str, parameters: int, width: int, depth: int, heads: int) -> Published:
     return Published(
         size=size,
         model=model,
@@ -18,24 +19,28 @@ def _published(size: str, model: str, revision: str | None, parameters: int, wid
             "n_head": heads,
             "n_positions": 1024,
             "vocab_size": 50257,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-05,
             "tie_word_embeddings": True,
         },
         parameters=parameters,
         stored_dtype="float32",
         num_tokens=50257,
-        licence="mit",
+        licence="mit-modified",
     )
 
+
+_HUB = "openai-community/gpt2"
 
 FAMILY = Family(
     name="gpt2",
     title="GPT-2",
     model_type="gpt2",
     published=(
-        _published("117M", "openai-community/gpt2", None, 124_439_808, 768, 12, 12),
-        _published("345M", "openai-community/gpt2-medium", None, 354_823_168, 1024, 24, 16),
-        _published("774M", "openai-community/gpt2-large", None, 774_030_080, 1280, 36, 20),
-        _published("1.5B", "openai-community/gpt2-xl", None, 1_557_611_200, 1600, 48, 25),
+        _published("117M", _HUB, "607a30d783dfa663caf39e06633721c8d4cfcd7e", 124_439_808, 768, 12, 12),
+        _published("345M", f"{_HUB}-medium", "6dcaa7a952f72f9298047fd5137cd6e4f05f41da", 354_823_168, 1024, 24, 16),
+        _published("774M", f"{_HUB}-large", "32b71b12589c2f8d625668d2335a01cac3249519", 774_030_080, 1280, 36, 20),
+        _published("1.5B", f"{_HUB}-xl", "15ea56dee5df4983c59b2538573817e1667135e2", 1_557_611_200, 1600, 48, 25),
     ),
     lora_targets=("c_attn", "c_proj", "c_fc"),
     attention=("eager", "sdpa", "flash_attention_2"),

@@ -4,10 +4,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill.checkpoint import read_config
-from distill.family import gpt2
+from distill.family import (
+    bloom,
+    code_llama,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    llama,
+    llama2,
+    llama3,
+    megatron_gpt2,
+    mistral,
+    opt,
+    qwen2_5,
+    qwen3,
+)
 from distill.family.facts import Family, Published
 
-FAMILIES: tuple[Family, ...] = (gpt2.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    gpt2.FAMILY,
+    gpt_neo.FAMILY,
+    opt.FAMILY,
+    bloom.FAMILY,
+    megatron_gpt2.FAMILY,
+    llama2.FAMILY,
+    llama.FAMILY,
+    code_llama.FAMILY,
+    llama3.FAMILY,
+    qwen2_5.FAMILY,
+    qwen3.FAMILY,
+    mistral.FAMILY,
+    gemma3.FAMILY,
+)
 """In the order in which a `model_type` that several share is decided."""
 
 
@@ -18,8 +46,14 @@ def published(model: str) -> tuple[Family, Published] | None:
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """The family of a config.json, by its `model_type`; None for an architecture that is not among ours."""
-    return next((family for family in FAMILIES if family.model_type == config.get("model_type")), None)
+    """The family of a config.json, by its `model_type`; None for an architecture that is not among ours.
+
+    Of several that share it, the first with a checkpoint of the same vocabulary size: Llama 3 is no Llama 2.
+    """
+    sharing = [family for family in FAMILIES if family.model_type == config.get("model_type")]
+    size = config.get("vocab_size")
+    same = (f for f in sharing if any(p.config.get("vocab_size") == size for p in f.published))
+    return next(same, sharing[0] if sharing else None)
 
 
 def config_of(model: str, revision: str | None, asked_by: str) -> dict[str, Any]:
