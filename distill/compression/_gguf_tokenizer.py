@@ -3,7 +3,7 @@
 llama.cpp rebuilds the tokenizer from a list of tokens and the *name* of a pre-tokenizer that is written into its own
 source, so only tokenizers whose regular expression it knows can be exported. Two kinds are:
 
-    byte-level BPE        ("gpt2" in GGUF)    GPT-2, Llama 3, Qwen 2 and everything trained with their split rules
+    byte-level BPE        ("gpt2" in GGUF)    GPT-2, BLOOM, Llama 3, Qwen 2 and what is trained with their split rules
     SentencePiece's BPE   ("llama" in GGUF)   Llama 2, Code Llama, Mistral 7B; `▁` for a space, bytes as a fallback
 
 Scores of SentencePiece pieces are the merge order of tokenizer.json, the file that transformers itself tokenizes with:
@@ -24,6 +24,7 @@ PRE_TOKENIZERS = {
     _CONTRACTIONS + _WORDS_AND_SPACES % r"\p{N}": "qwen2",
     _CONTRACTIONS + _WORDS_AND_SPACES % r"\p{N}{1,3}": "llama-bpe",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
+    r" ?[^(\s|[.,!?…。，、।۔،])]+": "bloom",
 }
 
 # Token types of GGUF (and of SentencePiece's model file, which they were taken from).

@@ -34,6 +34,8 @@ LLAMA = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
 }
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256, "eos_token_id": 2}
+BLOOM = {"model_type": "bloom", "hidden_size": 96, "n_layer": 2, "n_head": 6, "eos_token_id": 2}
 
 
 def strings(number: int, seed: int = 0, specials: bool = True) -> list[str]:
@@ -83,7 +85,7 @@ def save_model(folder: Path, dtype: str = "float32", **changes: Any) -> Any:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            is_norm = weight.dim() == 1 and "norm" in name
+            is_norm = weight.dim() == 1 and ("norm" in name or ".ln_" in name) and name.endswith("weight")
             weight.normal_(1.0 if is_norm else 0.0, 0.2 if weight.dim() == 1 else 2.0 * weight.shape[-1] ** -0.5)
         model.get_input_embeddings().weight.mul_(0.3)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -126,8 +128,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     [
         ({"model_type": "opt"}, "opt"),
         ({"model_type": "gpt_neo"}, "gpt_neo"),
-        ({"model_type": "gpt2"}, "not written yet"),
-        ({"model_type": "bloom"}, "not written yet"),
+        ({"model_type": "gpt2"}, "n_embd"),
+        ({**GPT2, "n_embd": 80}, "80"),
+        ({**GPT2, "activation_function": "relu"}, "relu"),
+        ({**GPT2, "scale_attn_by_inverse_layer_idx": True}, "scales"),
+        ({"model_type": "bloom"}, "n_layer"),
+        ({**BLOOM, "apply_residual_connection_post_layernorm": True}, "residual"),
         ({"model_type": "mamba"}, "mamba"),
         ({"hidden_size": 80}, "80"),
         ({"hidden_act": "gelu"}, "gelu"),
@@ -154,6 +160,8 @@ def test_refuses_before_training(change: dict[str, Any], word: str) -> None:
         {"model_type": "qwen3"},
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 1e4},
         {"intermediate_size": 172},
+        {**GPT2},
+        {**BLOOM},
     ],
 )
 def test_accepts(change: dict[str, Any]) -> None:
@@ -335,6 +343,9 @@ needs_llama_cpp = pytest.mark.skipif(
         {"model_type": "mistral", "sliding_window": None},
         {"model_type": "qwen2"},
         {"model_type": "qwen3", "head_dim": 64},
+        {**GPT2},
+        {**GPT2, "tie_word_embeddings": False, "n_inner": 96},
+        {**BLOOM},
     ],
     ids=lambda change: "-".join(str(change.get(key, "")) for key in ("model_type", "tie_word_embeddings")),
 )
@@ -346,7 +357,7 @@ def test_unrounded_file_is_the_same_function(
 
     from distill.runtime.llama_cpp import LlamaCpp
 
-    monkeypatch.setattr(_gguf, "_storage", lambda shape: GGMLQuantizationType.F32)
+    monkeypatch.setattr(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32)
     model = save_model(tmp_path, **change)
     save_tokenizer(byte_level(None), tmp_path)
     OPTION.make(tmp_path, tmp_path / "package")
@@ -359,7 +370,7 @@ def test_unrounded_file_is_the_same_function(
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-2", "ByteLevel"])
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-2", "bloom", "ByteLevel"])
 def test_token_ids_are_equal(pre: str, tmp_path: Path) -> None:
     from distill.runtime.llama_cpp import LlamaCpp
 

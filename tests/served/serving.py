@@ -39,7 +39,7 @@ def float32_file(checkpoint: Path, file: Path) -> Path:
 
     from distill.compression import _gguf
 
-    with mock.patch.object(_gguf, "_storage", lambda shape: GGMLQuantizationType.F32):
+    with mock.patch.object(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32):
         _gguf.write_q8_0(checkpoint, file)
     return file
 

@@ -65,7 +65,7 @@ def test_float32_scores_are_those_of_transformers(serve, rows, wanted, tmp_path,
 
     from distill.compression import _gguf
 
-    monkeypatch.setattr(_gguf, "_storage", lambda shape: GGMLQuantizationType.F32)
+    monkeypatch.setattr(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32)
     file = tmp_path / "float32.gguf"
     _gguf.write_q8_0(TEACHER, file)
     options = {"file": str(file), "num_threads": 1, "context": 192, "num_slots": 4}
