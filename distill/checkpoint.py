@@ -45,6 +45,11 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
                 f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
             ) from None
     if not file.is_file():
+        if any(file.parent.glob("mp_rank_*")) or (file.parent / "latest_checkpointed_iteration.txt").is_file():
+            raise RecipeError(
+                f"{asked_by}={name}: a checkpoint of Megatron-LM, which transformers does not read.\n"
+                f"Convert it: python -m distill.megatron {name} NEW_FOLDER"
+            )
         raise RecipeError(f"{asked_by}={name}: the folder has no config.json, so it is no checkpoint.")
     return json.loads(file.read_text())
 
