@@ -78,7 +78,9 @@ def for_hydra(typed: Sequence[str], config_dir: str | None = None) -> list[str]:
     with explain(typed):
         loader = _loader(config_dir)
         parser = OverridesParser.create(config_loader=loader)
-        folders = _user_folders(typed, parser)
+        folders = user_folders(typed, parser)
+        if folders and config_dir is not None:
+            folders.append(Path(config_dir) / "recipe")
         overrides = []
         for text in typed:
             if text.startswith("recipe="):
@@ -200,8 +202,12 @@ def _was_typed(key: str, typed: Sequence[str]) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in typed)
 
 
-def _user_folders(typed: Sequence[str], parser: OverridesParser) -> list[Path]:
-    """The folders of hydra.searchpath=[file://…]: recipes may lie in them directly."""
+def user_folders(typed: Sequence[str], parser: OverridesParser) -> list[Path]:
+    """The folders of hydra.searchpath=[file://…] in which recipes are looked for: each itself, and two in it.
+
+    Raises:
+        RecipeError: there is no such folder.
+    """
     folders: list[Path] = []
     for text in typed:
         if text.lstrip("+").startswith("hydra.searchpath="):
@@ -211,7 +217,7 @@ def _user_folders(typed: Sequence[str], parser: OverridesParser) -> list[Path]:
                 if not separator or scheme == "file":
                     if not Path(path).is_dir():
                         raise RecipeError(f"hydra.searchpath: {item}: there is no such folder, seen from {Path.cwd()}.")
-                    folders += [Path(path), Path(path) / "recipe"]
+                    folders += [Path(path), Path(path) / "recipes", Path(path) / "recipe"]
     return folders
 
 
@@ -238,6 +244,10 @@ def _named_or_quoted(value: str, folders: Sequence[Path]) -> str:
     stem = value.removesuffix(".yaml")
     if stem not in shipped.recipes() and ("/" in value or value != stem):
         raise RecipeError(f"recipe={value}: there is no such file, seen from {Path.cwd()}.")
+    names = list(shipped.recipe_files(folders))
+    if folders and stem not in names:
+        # Hydra would name the shipped ones alone
+        raise RecipeError(f"recipe={value}: no such recipe; {nearest(value, names)} A YAML file's path works too.")
     return stem
 
 

@@ -1,5 +1,6 @@
 """Finds conf/ and recipes/: beside the package in a checkout, inside it in a wheel (scripts/build_hook.py)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import DistillError
@@ -20,6 +21,15 @@ def recipes_folder() -> Path:
 def recipes() -> dict[str, str]:
     """Name → first comment line of every shipped recipe, by name."""
     return {file.stem: first_comment(file) for file in sorted(recipes_folder().glob("*.yaml"))}
+
+
+def recipe_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
+    """Name → file of every recipe that `recipe=NAME` finds: in a user's folders, from the first on, else shipped."""
+    found: dict[str, Path] = {}
+    for folder in (*folders, recipes_folder()):
+        for file in sorted(folder.glob("*.yaml")):
+            found.setdefault(file.stem, file)
+    return found
 
 
 def groups() -> dict[str, tuple[str, ...]]:

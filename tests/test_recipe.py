@@ -19,7 +19,8 @@ def test_yaml_files_python_files_and_kinds_are_the_same_words():
         kinds = set(options_of(group))
         yaml = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
         python = {f.stem for f in (ROOT / "distill" / group).glob("*.py") if not f.name.startswith("_")}
-        assert kinds == yaml == python, group
+        # facts about data sets, not an option
+        assert kinds == yaml == python - {"known"}, group
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
@@ -60,7 +61,7 @@ def test_yaml_repeats_no_default():
         ("loss.hard_weight=1.5", ["loss.hard_weight=1.5", "less than or equal to 1"]),
         ("student.hidden_size=100", ["student.hidden_size=100", "multiple of 16"]),
         ("until=traim", ["until='traim'", "teach", "report"]),
-        ("rehearse=true", ["rehearse", "not there yet"]),
+        ("rehearse=maybe", ["rehearse", "maybe"]),
         ("baselines=[baseline_texts]", ["baselines", "baseline_text"]),
         ("training.gradient_accumulation_steps=3", ["batch_size=64", "3"]),
         ("data.num_rows=0", ["data.num_rows=0"]),

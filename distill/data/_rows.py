@@ -11,8 +11,8 @@ from distill.errors import DataError
 Row = tuple[str, dict[str, Any]]
 
 
-def read_rows(path: str, split: str) -> Iterator[Row]:
-    """(where, row) for each row of `path`.
+def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]:
+    """(where, row) for each row of `path`. Class labels of a hub data set come as their names, not as numbers.
 
     Raises:
         DataError: no such file or data set, nothing in it, or a line that cannot be read (with its number).
@@ -30,7 +30,7 @@ def read_rows(path: str, split: str) -> Iterator[Row]:
     elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{path}: no such file. data.path takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:
-        rows = _hub(path, split)
+        rows = _hub(path, split, subset)
     count = 0
     try:
         for row in rows:
@@ -82,15 +82,35 @@ def _parquet(file: Path) -> Iterator[Row]:
             yield f"{file}, row {number}", row
 
 
-def _hub(name: str, split: str) -> Iterator[Row]:
+def _hub(name: str, split: str, subset: str | None) -> Iterator[Row]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub's client raises a dozen types: offline, gated, no such set, no such split
         raise DataError(
             f"data.path={name}: no such file here, and the hub gave no split {split!r} of it "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}).{_advice(str(error))}"
         ) from None
+    labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(rows):
-        yield f"{name} [{split}], row {number}", dict(row)
+        named = {column: _label(row[column], names) for column, names in labels.items()}
+        yield f"{name} [{split}], row {number}", {**dict(row), **named}
+
+
+def _label(number: int | None, names: list[str]) -> str | None:
+    """The class's name; None for a row without one, which `datasets` writes as -1 too."""
+    return None if number is None or number < 0 else names[number]
+
+
+def _advice(error: str) -> str:
+    """What helps against the commonest refusals of the hub's client, with a leading blank."""
+    if "Config name is missing" in error:
+        offered = error[error.find("[") : error.find("]") + 1]
+        return f" Choose one of its subsets with data.subset=…: {offered}."
+    if "scripts are no longer supported" in error:
+        return (
+            " It comes as a program, which is never run here: choose a copy in parquet, or download its files and give "
+            "data.path=FILE."
+        )
+    return ""

@@ -1,7 +1,5 @@
 """`data=local`: rows of a .jsonl, .csv or .parquet file, or of a data set on the hub."""
 
-import contextlib
-import json
 import random
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -9,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distill.data._dialogue import ASSISTANT, Layout, rows_of_dialogue
+from distill.data._prompt import fields_of, filled
 from distill.data._rows import read_rows
 from distill.errors import DataError
 from distill.example import Example, Examples
@@ -22,17 +22,33 @@ class Local:
     kind: Literal["local"]
     path: FileOrHubId
     """A .jsonl, .csv or .parquet file, or a data set's id on the hub."""
+    subset: str | None = None
+    """Of a hub data set that comes in several: what the hub calls its configuration, as `main` of openai/gsm8k."""
     eval_path: FileOrHubId | None = None
-    """The same for evaluation. Without it, a tenth of the rows (500 at most) is held out before `rows` is applied."""
+    """The same for evaluation. Without it, a tenth of the rows (500 at most) is held out before `rows` is applied.
+
+    `subset` counts for it where it is the same data set as `path`.
+    """
     split: str = "train"
     """Split of a hub data set."""
     eval_split: str = "test"
     """Split of a hub data set for evaluation, when `eval_path` is a hub id."""
     prompt_field: str = "prompt"
+    prompt_template: str | None = None
+    """The prompt, with fields of the row in braces: "Translate into English:\\n{text}". Takes prompt_field's place."""
     response_field: str = "response"
     """Rows without a value here have no answer of their own."""
     messages_field: str | None = None
     """Chat `messages`; the last assistant turn is the response, everything before it the prompt."""
+    turns: Literal["last", "all"] = "last"
+    """With messages: all makes a row of each assistant turn. A dialogue counts as one row below, and is never split
+    between training and evaluation."""
+    speaker_field: str = "role"
+    """In each turn: who speaks."""
+    content_field: str = "content"
+    """In each turn: what is said."""
+    agent: str = ASSISTANT
+    """The speaker whose turns are learnt; with another name than assistant, all others but `system` are the user."""
     text_field: str | None = None
     """Plain text for language modelling; takes the place of prompt and response."""
     teacher_field: str | None = None
@@ -48,6 +64,13 @@ class Local:
 
     def __post_init__(self) -> None:
         parse_slice(self.rows)
+        if self.prompt_template is not None:
+            fields_of(self.prompt_template)
+        in_place = "text_field" if self.text_field else "messages_field" if self.messages_field else None
+        if self.prompt_template is not None and in_place:
+            raise ValueError(f"prompt_template and {in_place} both say what the prompt is; use one of them")
+        if self.turns == "all" and in_place != "messages_field":
+            raise ValueError("turns=all is for dialogues: name the field with their turns as messages_field")
 
     def load(self) -> Examples:
         """Reads, shuffles, holds out, slices.
@@ -55,10 +78,14 @@ class Local:
         Raises:
             DataError: a file is missing, empty or malformed, or a field does not exist.
         """
-        train = self._examples(self.path, self.split, routed=True)
+        read = self._read(self.path, self.split, routed=True)
+        train = [row for row in read if row]
+        if not train:
+            raise DataError(f"{self.path}: none of its {len(read)} dialogues has a turn that answers another one.")
+        left_out = len(read) - len(train)
         random.Random(self.shuffle_seed).shuffle(train)
         if self.eval_path:
-            evaluation = self._examples(self.eval_path, self.eval_split)
+            evaluation = self._read(self.eval_path, self.eval_split)
         else:
             held_out = min(500, max(1, len(train) // 10))
             evaluation, train = train[:held_out], train[held_out:]
@@ -66,35 +93,43 @@ class Local:
         if not chosen:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")
         if self.labelled_rows is not None:
-            chosen = [
-                row if number < self.labelled_rows else replace(row, response=None) for number, row in enumerate(chosen)
-            ]
+            unlabelled = [[replace(example, response=None) for example in row] for row in chosen[self.labelled_rows :]]
+            chosen = chosen[: self.labelled_rows] + unlabelled
         return Examples(
-            train=chosen,
-            evaluation={"exact_match": evaluation[: self.evaluation_rows]},
+            train=[example for row in chosen for example in row],
+            evaluation={"exact_match": [example for row in evaluation[: self.evaluation_rows] for example in row]},
+            notes=(f"{left_out} of {len(read)} dialogues have no turn that answers another one.",) if left_out else (),
         )
 
-    def _examples(self, path: str, split: str, *, routed: bool = False) -> list[Example]:
-        """`routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows."""
-        field = self.teacher_field if routed else None
-        return [
-            replace(self._example(row, where), teacher=_text(row, field, where) if field else None)
-            for where, row in read_rows(path, split)
-        ]
+    def _read(self, path: str, split: str, *, routed: bool = False) -> list[list[Example]]:
+        """The rows of a source, each as its examples: one, or a dialogue's turns, which may be none.
 
-    def _example(self, row: dict[str, Any], where: str) -> Example:
+        `routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows.
+        """
+        field = self.teacher_field if routed else None
+        subset = self.subset if path == self.path else None
+        rows = []
+        for where, row in read_rows(path, split, subset):
+            teacher = _text(row, field, where) if field else None
+            rows.append([replace(example, teacher=teacher) for example in self._examples(row, where)])
+        return rows
+
+    def _examples(self, row: dict[str, Any], where: str) -> list[Example]:
         if self.text_field:
-            return Example(prompt="", response=_text(row, self.text_field, where))
+            return [Example(prompt="", response=_text(row, self.text_field, where))]
         if self.messages_field:
-            return _from_messages(row, self.messages_field, where)
+            layout = Layout(self.messages_field, self.speaker_field, self.content_field, self.agent)
+            return rows_of_dialogue(row, layout, where, every_turn=self.turns == "all")
         response = row.get(self.response_field)
         if response is not None and not isinstance(response, str | int | float):
             raise DataError(
                 f"{where}: field {self.response_field!r} holds {type(response).__name__}, text is needed. "
                 "For lists of chat turns use data.messages_field."
             )
+        template = self.prompt_template
+        prompt = filled(template, row, where) if template else _text(row, self.prompt_field, where)
         has_answer = response is not None and str(response) != ""
-        return Example(prompt=_text(row, self.prompt_field, where), response=str(response) if has_answer else None)
+        return [Example(prompt=prompt, response=str(response) if has_answer else None)]
 
 
 def parse_slice(rows: int | str | None) -> slice:
@@ -118,25 +153,3 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
             "Name the right ones with data.prompt_field, data.response_field or data.text_field."
         )
     return str(value)
-
-
-def _from_messages(row: dict[str, Any], field: str, where: str) -> Example:
-    turns = row.get(field)
-    if isinstance(turns, str):  # as csv keeps them
-        with contextlib.suppress(json.JSONDecodeError):
-            turns = json.loads(turns)
-    if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
-        fields = ", ".join(map(str, row))
-        raise DataError(
-            f"{where}: field {field!r} must hold a list of turns with role and content, both text. "
-            f"Fields there: {fields}."
-        )
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not answers:
-        return Example(prompt=tuple(turns))
-    return Example(prompt=tuple(turns[: answers[-1]]), response=turns[answers[-1]]["content"])
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

@@ -19,3 +19,5 @@ class BitsPerByte:
     positions: Annotated[int, Field(ge=1)] = 1000
     """At most so many response tokens on which likelihoods and the divergence from the teacher are measured."""
     samples: Annotated[int, Field(ge=0)] = 12
+    speed: bool = True
+    """Whether tokens per second are measured: some seconds for each model."""

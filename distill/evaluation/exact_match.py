@@ -23,6 +23,8 @@ class ExactMatch:
     """At most so many response tokens on which likelihoods and the divergence from the teacher are measured."""
     samples: Annotated[int, Field(ge=0)] = 12
     """Answers shown side by side in the report."""
+    speed: bool = True
+    """Whether tokens per second are measured: some seconds for each model."""
 
     def correct(self, answer: str, reference: str) -> bool:
         """Whether `answer` equals `reference` in the recipe's sense."""

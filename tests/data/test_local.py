@@ -119,3 +119,179 @@ def test_banking77_splits_as_the_recipes_do(shared_data):
     train = str(shared_data / "banking77/train.csv")
     teacher, student = (Local(kind="local", path=train, rows=rows, **options).load() for rows in (":5000", "5000:"))
     assert (len(teacher.train), len(student.train), len(student.evaluation["exact_match"])) == (5000, 5003, 3080)
+
+
+class TestPromptTemplate:
+    @pytest.fixture
+    def notes(self, tmp_path):
+        rows = [{"title": "A {b}", "text": f"Habari {n}", "context": None if n else "yes", "n": n} for n in range(2)]
+        (tmp_path / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / "notes.jsonl"
+
+    def prompts(self, path, template):
+        options = {"prompt_template": template, "response_field": "n", "eval_path": str(path)}
+        return {e.prompt for e in Local(kind="local", path=str(path), **options).load().train}
+
+    def test_fields_in_braces_are_filled_and_nothing_else(self, notes):
+        assert self.prompts(notes, "{title}: {text}, {{n}} = {n}") == {
+            "A {b}: Habari 0, {n} = 0",
+            "A {b}: Habari 1, {n} = 1",
+        }
+
+    def test_an_empty_field_leaves_no_blanks_at_the_ends(self, notes):
+        assert self.prompts(notes, "{text}\n\n{context}") == {"Habari 0\n\nyes", "Habari 1"}
+
+    def test_a_field_that_no_row_has_is_named_with_those_that_are_there(self, notes):
+        with pytest.raises(DataError) as refused:
+            self.prompts(notes, "{txt}")
+        for word in ("notes.jsonl, line 1", "{txt}", "title, text, context, n"):
+            assert word in str(refused.value)
+
+    def test_lists_are_no_text(self, tmp_path):
+        (tmp_path / "x.jsonl").write_text('{"text": ["a"], "n": 1}\n')
+        with pytest.raises(DataError, match="holds list, not text"):
+            self.prompts(tmp_path / "x.jsonl", "{text}")
+
+    @pytest.mark.parametrize(
+        "template", ["no field", "{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{}", "{text", "text}"]
+    )
+    def test_templates_that_want_more_than_text_are_refused(self, template):
+        with pytest.raises(ValueError, match="prompt_template"):
+            Local(kind="local", path="x.jsonl", prompt_template=template)
+
+    @pytest.mark.parametrize("other", [{"text_field": "text"}, {"messages_field": "messages"}])
+    def test_it_is_the_only_one_that_says_what_the_prompt_is(self, other):
+        with pytest.raises(ValueError, match=f"prompt_template and {next(iter(other))}"):
+            Local(kind="local", path="x.jsonl", prompt_template="{text}", **other)
+
+
+SPEAKERS = {"u": "user", "a": "assistant", "s": "system"}
+
+
+class TestDialogues:
+    """A dialogue is written "u: hello | a: hi": who speaks, what is said."""
+
+    def write(self, path, *dialogues, speaker="role", content="content", names=SPEAKERS):
+        rows = []
+        for dialogue in dialogues:
+            turns = [turn.split(": ") for turn in dialogue.split(" | ")] if dialogue else []
+            rows.append({"messages": [{speaker: names[who], content: text} for who, text in turns]})
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    def load(self, path, **options):
+        options = {"messages_field": "messages", "eval_path": str(path), **options}
+        return Local(kind="local", path=str(path), **options).load()
+
+    def said(self, example):
+        letters = {role: letter for letter, role in SPEAKERS.items()}
+        return " | ".join(f"{letters[turn['role']]}: {turn['content']}" for turn in example.prompt), example.response
+
+    @pytest.mark.parametrize(
+        ("dialogue", "last", "every"),
+        [
+            ("u: 1 | a: 2", [("u: 1", "2")], [("u: 1", "2")]),
+            (
+                "s: 0 | u: 1 | a: 2 | u: 3 | a: 4 | u: 5",
+                [("s: 0 | u: 1 | a: 2 | u: 3", "4")],
+                [("s: 0 | u: 1", "2"), ("s: 0 | u: 1 | a: 2 | u: 3", "4")],
+            ),
+            # the agent greets first: what it says then is context, and answers nobody
+            ("a: 1 | u: 2 | a: 3", [("a: 1 | u: 2", "3")], [("a: 1 | u: 2", "3")]),
+            ("u: 1 | a: 2 | a: 3", [("u: 1 | a: 2", "3")], [("u: 1", "2"), ("u: 1 | a: 2", "3")]),
+            ("u: 1 | a:   | u: 3 | a: 4", [("u: 1 | a:   | u: 3", "4")], [("u: 1 | a:   | u: 3", "4")]),
+            ("u: 1 | u: 2", [("u: 1 | u: 2", None)], [("u: 1 | u: 2", None)]),
+        ],
+    )
+    def test_which_turns_are_learnt(self, tmp_path, dialogue, last, every):
+        path = self.write(tmp_path / "chat.jsonl", dialogue)
+        assert [self.said(example) for example in self.load(path).train] == last
+        assert [self.said(example) for example in self.load(path, turns="all").train] == every
+
+    def test_dialogues_in_which_nobody_is_answered_are_counted(self, tmp_path):
+        path = self.write(tmp_path / "chat.jsonl", "a: hello", "", "u: 1 | a: 2")
+        examples = self.load(path, turns="all")
+        assert [self.said(example) for example in examples.train] == [("u: 1", "2")]
+        assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
+        with pytest.raises(DataError, match="none of its 1 dialogues"):
+            self.load(self.write(tmp_path / "b.jsonl", "a: hello"))
+
+    def test_evaluation_shares_no_dialogue_with_training(self, tmp_path):
+        dialogues = [f"u: {n} one | a: {n} two | u: {n} three | a: {n} four" for n in range(40)]
+        path = self.write(tmp_path / "chat.jsonl", *dialogues)
+        examples = self.load(path, turns="all", eval_path=None, labelled_rows=10)
+        numbers = {
+            part: [example.prompt[0]["content"].split()[0] for example in rows]
+            for part, rows in (("train", examples.train), ("evaluation", examples.evaluation["exact_match"]))
+        }
+        assert not set(numbers["train"]) & set(numbers["evaluation"])
+        assert len(numbers["train"]) == 2 * 36 and len(numbers["evaluation"]) == 2 * 4
+        # ten dialogues are labelled, with both of their turns
+        assert [example.response is not None for example in examples.train] == [True] * 20 + [False] * 52
+
+    def test_slices_cut_between_dialogues(self, tmp_path):
+        path = self.write(tmp_path / "chat.jsonl", *[f"u: {n} | a: x | u: y | a: z" for n in range(6)])
+        first, rest = (self.load(path, turns="all", rows=rows).train for rows in (":2", "2:"))
+        assert (len(first), len(rest)) == (4, 8)
+        assert not {e.prompt[0]["content"] for e in first} & {e.prompt[0]["content"] for e in rest}
+
+    def test_an_agent_of_another_name_in_other_fields(self, tmp_path):
+        names = {"u": "Kunde", "a": "Agentin", "s": "system"}
+        path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", speaker="who", content="what", names=names)
+        options = {"speaker_field": "who", "content_field": "what", "agent": "Agentin"}
+        assert [self.said(example) for example in self.load(path, **options).train] == [("s: 0 | u: 1", "2")]
+
+    def test_wrong_names_of_fields_are_told(self, tmp_path):
+        path = self.write(tmp_path / "chat.jsonl", "u: 1 | a: 2", speaker="who", content="what")
+        with pytest.raises(DataError) as refused:
+            self.load(path)
+        for word in ("role and content", "who, what", "data.speaker_field", "messages"):
+            assert word in str(refused.value)
+
+    def test_every_turn_needs_a_field_of_turns(self):
+        with pytest.raises(ValueError, match="messages_field"):
+            Local(kind="local", path="x.jsonl", turns="all")
+
+    def test_real_dialogues_with_an_agent_called_system(self, shared_data):
+        path = shared_data / "sgd_dialogues/test.jsonl"
+        options = {"speaker_field": "speaker", "content_field": "text", "agent": "SYSTEM", "messages_field": "turns"}
+        agents_turns = sum(line.count('"speaker": "SYSTEM"') for line in path.read_text().splitlines())
+        examples = self.load(path, turns="all", **options)
+        assert len(examples.train) == agents_turns
+        assert all(example.prompt[0]["role"] == example.prompt[-1]["role"] == "user" for example in examples.train)
+        assert len(self.load(path, **options).train) == 666
+
+
+class TestHub:
+    """A folder with the hub's own layout stands in for the hub: `datasets` reads both with the same code."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        import datasets
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+        kind = datasets.ClassLabel(names=["uchumi", "michezo"])
+        features = datasets.Features({"text": datasets.Value("string"), "label": kind})
+        rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features)
+        files = {name: tmp_path / "set" / name for name in ("main", "other")}
+        for file in files.values():
+            file.mkdir(parents=True)
+            rows.to_parquet(file / "train-0.parquet")
+        configs = "".join(f"- config_name: {n}\n  data_files: {n}/train-*\n" for n in files)
+        (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        return str(tmp_path / "set")
+
+    def test_a_subset_is_named_and_class_labels_are_words(self, folder):
+        from distill.data._rows import _hub
+
+        rows = [row for _, row in _hub(folder, "train", "main")]
+        assert [row["label"] for row in rows] == ["michezo", "uchumi", None]
+
+    def test_a_set_of_several_subsets_asks_for_one(self, folder):
+        from distill.data._rows import _hub
+
+        with pytest.raises(DataError) as refused:
+            list(_hub(folder, "train", None))
+        assert "data.subset" in str(refused.value) and "['main', 'other']" in str(refused.value)
+        assert len(str(refused.value).splitlines()) == 1

@@ -1,0 +1,73 @@
+"""Chat rows: each assistant turn that is learnt, with all that was said before it as its prompt."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill.errors import DataError
+from distill.example import Example
+
+ASSISTANT = "assistant"
+Turns = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a row keeps its turns: the field with the list, and in a turn the fields of who speaks and what is said."""
+
+    messages_field: str
+    speaker_field: str
+    content_field: str
+    agent: str
+    """The speaker whose turns are the assistant's."""
+
+
+def rows_of_dialogue(row: Mapping[str, Any], layout: Layout, where: str, *, every_turn: bool) -> list[Example]:
+    """One row for the last assistant turn, or for each; none where nothing precedes the only one.
+
+    A dialogue without an assistant turn is one prompt without an answer. An assistant turn that opens the dialogue
+    answers nobody: it stays in the later prompts, but is no row itself.
+
+    Raises:
+        DataError: the field is missing or holds no list of turns.
+    """
+    turns = _turns(row, layout, where)
+    answers = [number for number, turn in enumerate(turns) if turn["role"] == ASSISTANT]
+    if not answers:
+        return [Example(prompt=tuple(turns))] if turns else []
+    learnt = answers if every_turn else answers[-1:]
+    return [
+        Example(prompt=tuple(turns[:number]), response=turns[number]["content"])
+        for number in learnt
+        if number and turns[number]["content"].strip()
+    ]
+
+
+def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> Turns:
+    found = row.get(layout.messages_field)
+    if isinstance(found, str):  # as csv keeps them
+        with contextlib.suppress(json.JSONDecodeError):
+            found = json.loads(found)
+    speaker, content = layout.speaker_field, layout.content_field
+    if not isinstance(found, list) or not all(_is_turn(turn, speaker, content) for turn in found):
+        said = ""
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            said = f" Its first turn has {', '.join(map(str, found[0]))}: see data.speaker_field, data.content_field."
+        raise DataError(
+            f"{where}: field {layout.messages_field!r} must hold a list of turns with {speaker} and {content}, both "
+            f"text. Fields there: {', '.join(map(str, row))}.{said}"
+        )
+    return [{"role": _role(turn[speaker], layout.agent), "content": turn[content]} for turn in found]
+
+
+def _is_turn(turn: Any, speaker: str, content: str) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get(speaker), str) and isinstance(turn.get(content), str)
+
+
+def _role(speaker: str, agent: str) -> str:
+    """As chat templates know it. With an agent of another name, everybody else is the user, but for "system"."""
+    if speaker == agent:
+        return ASSISTANT
+    return speaker if agent == ASSISTANT or speaker == "system" else "user"
