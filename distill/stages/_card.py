@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill._licences import Verdict, accepted, verdict
+from distill.family.licence import Terms
 from distill.run_folder import RunFolder
 from distill.stages._number import MISSING, digits, scores_of, size
 
@@ -35,8 +37,10 @@ def write_card(package: Path, *, run: Path, name: str) -> None:
     loading = how_to_load(package)
     own = [m for m in folder.models if m.get("kind") in {"teacher", "student", "baseline"} or m.get("name") == name]
     columns = scores_of(own, folder.task)
+    said = verdict(folder.recipe)
+    licence = _licence(said)
     text = environment.get_template("_card.md.j2").render(
-        metadata=_metadata(folder, name, loading),
+        metadata=_metadata(folder, name, loading, licence),
         title=f"{folder.name}-{name}",
         name=name,
         loading=loading,
@@ -45,8 +49,10 @@ def write_card(package: Path, *, run: Path, name: str) -> None:
         student=_student(folder.recipe),
         data=folder.recipe.get("data") or {},
         loss=(folder.recipe.get("loss") or {}).get("kind"),
-        licence=_licence(folder.recipe),
-        accepted=_accepted(folder.recipe),
+        licence=licence.get("license_name") or licence.get("license"),
+        licences=_licence_lines(said),
+        licences_read=max((terms.read for terms in _known_terms(said)), default=None),
+        accepted=accepted(folder.recipe),
         has_baselines=any(model.get("kind") == "baseline" for model in own),
         columns=columns,
         rows=[_row(model, columns) for model in own],
@@ -102,7 +108,7 @@ def _loading(kind: str, library: str, install: str, language: str, lines: list[s
     return {"kind": kind, "library": library, "install": install, "language": language, "code": "\n".join(lines)}
 
 
-def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any]) -> str:
+def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any], licence: Mapping[str, str]) -> str:
     """The YAML front matter. What is not known (a licence, a hub id) is left out: a wrong one is worse than none."""
     from huggingface_hub import ModelCardData
 
@@ -112,7 +118,9 @@ def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any]) -> str:
     return ModelCardData(
         library_name=loading["library"],
         pipeline_tag="text-generation",
-        license=_licence(recipe),
+        license=licence.get("license"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
         base_model=base,
         datasets=[data] if data else None,
         metrics=[folder.task] if folder.task else None,
@@ -141,14 +149,37 @@ def _student(recipe: Mapping[str, Any]) -> str:
     return f"started from `{student['model']}`" if student.get("model") else "started from random weights"
 
 
-def _licence(recipe: Mapping[str, Any]) -> str | None:
-    licence = recipe.get("licence")
-    return licence if isinstance(licence, str) else None
+def _licence(said: Verdict) -> dict[str, str]:
+    """The card's `license`, `license_name` and `license_link`; empty where the student's start is not known.
+
+    The base's licence, and with it the teacher's where that reaches whatever is trained on its outputs.
+    """
+    base = said.student.terms if said.student else None
+    if said.student and (base is None or base.outputs == "unknown"):
+        return {}
+    own = [base] if base else []
+    binding = [t.terms for t in said.teachers if t.terms and t.terms.binds_students]
+    every = list({terms.id: terms for terms in (*own, *binding)}.values())
+    if not every:
+        return {}
+    if len(every) == 1 and every[0].hub != "other":
+        return {"license": every[0].hub}
+    name = "-and-".join(terms.hub_name or terms.id for terms in every)
+    return {"license": "other", "license_name": name, "license_link": every[-1].url}
 
 
-def _accepted(recipe: Mapping[str, Any]) -> list[str]:
-    licence = recipe.get("licence")
-    return [str(name) for name in licence.get("accept") or []] if isinstance(licence, Mapping) else []
+def _licence_lines(said: Verdict) -> list[str]:
+    """One line for each licence that has a say, with its source."""
+    lines = []
+    for finding in said.findings:
+        party, terms = finding.party, finding.party.terms
+        who = {"student.model": "The student's start", "data.path": "The data"}.get(party.key, "The teacher")
+        lines.append(f"{who} `{party.name}` {finding.text}{f' <{terms.url}>' if terms else ''}")
+    return lines
+
+
+def _known_terms(said: Verdict) -> list[Terms]:
+    return [finding.party.terms for finding in said.findings if finding.party.terms]
 
 
 def _hub_id(name: Any) -> str | None:

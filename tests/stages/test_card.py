@@ -53,19 +53,69 @@ def test_metadata_says_what_is_known_and_no_more(run, package):
     assert "ollama create my-model -f Modelfile" in card_of(package, run, "gguf_q8_0").text
 
 
-def test_hub_ids_and_a_licence_reach_the_metadata(run, package):
-    recipe = (run / "recipe.yaml").read_text()
-    recipe = recipe.replace("licence: {accept: []}", "licence: mit").replace(
-        "student: {", "student: {model: org/base, "
-    )
-    (run / "recipe.yaml").write_text(recipe.replace("data: {", "data: {path: org/questions, "))
+def edit_recipe(run: Path, *pairs: tuple[str, str]) -> None:
+    text = (run / "recipe.yaml").read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (run / "recipe.yaml").write_text(text)
+
+
+def test_hub_ids_reach_the_metadata(run, package):
+    edit_recipe(run, ("student: {", "student: {model: org/base, "), ("data: {", "data: {path: org/questions, "))
     card = card_of(package, run, "bf16")
-    assert (card.data.license, card.data.base_model, card.data.datasets) == ("mit", "org/base", ["org/questions"])
-    (run / "recipe.yaml").write_text(recipe.replace("data: {", "data: {path: data/questions.jsonl, "))
+    assert (card.data.license, card.data.base_model, card.data.datasets) == (None, "org/base", ["org/questions"])
+    edit_recipe(run, ("path: org/questions", "path: data/questions.jsonl"))
     assert card_of(package, run, "bf16").data.datasets is None
-    (run / "recipe.yaml").write_text(recipe.replace("licence: mit", "licence: {accept: [llama2]}"))
+
+
+def test_the_licence_is_the_one_of_the_student_s_start(run, package):
+    edit_recipe(run, ("student: {", "student: {model: openai-community/gpt2, "))
     card = card_of(package, run, "bf16")
-    assert card.data.license is None and "Licences accepted for this run: llama2." in card.text
+    assert card.data.license == "mit" and "- This package: mit." in card.text
+    assert "The student's start `openai-community/gpt2` is under the Modified MIT License" in card.text
+    assert "The teacher `example-org/word-problems-3m` has terms that are not known here" in card.text
+    assert "No licence is stated" not in card.text and "not legal advice" in card.text
+
+
+def test_a_licence_that_hubs_do_not_list_has_a_name_and_a_link(run, package):
+    edit_recipe(
+        run,
+        ("teacher: {model: example-org/word-problems-3m", "teacher: {model: facebook/opt-66b"),
+        ("student: {", "student: {model: facebook/opt-1.3b, "),
+    )
+    card = card_of(package, run, "bf16")
+    assert (card.data.license, card.data.license_name) == ("other", "opt-175b")
+    assert card.data.license_link.endswith("metaseq/blob/main/projects/OPT/MODEL_LICENSE.md")
+    assert "for non-commercial research only" in card.text
+
+
+def test_terms_that_reach_whatever_learns_from_outputs_reach_the_metadata(run, package):
+    edit_recipe(run, ("teacher: {model: example-org/word-problems-3m", "teacher: {model: bigscience/bloom"))
+    card = card_of(package, run, "bf16")  # from random weights: nothing but the teacher has a say
+    assert card.data.license == "bigscience-bloom-rail-1.0" and "Make the use restrictions of paragraph 5" in card.text
+    edit_recipe(run, ("student: {", "student: {model: openai-community/gpt2, "))
+    card = card_of(package, run, "bf16")
+    assert (card.data.license, card.data.license_name) == ("other", "mit-modified-and-bigscience-bloom-rail-1.0")
+
+
+def test_a_name_that_the_teacher_s_licence_asks_for_is_said(run, package):
+    edit_recipe(run, ("teacher: {model: example-org/word-problems-3m", "teacher: {model: meta-llama/Llama-3.1-70B"))
+    text = card_of(package, run, "bf16").text
+    assert 'must begin with "Llama"' in text and 'Show "Built with Llama"' in text
+    assert "models/llama3_1/LICENSE>" in text
+
+
+def test_what_was_accepted_is_said(run, package):
+    edit_recipe(
+        run,
+        ("licence: {accept: []}", "licence: {accept: [openai]}"),
+        ("override /teacher: hf", "override /teacher: server"),
+        ("teacher: {model: example-org/word-problems-3m", "teacher: {base_url: https://api.openai.com/v1, model: o3"),
+    )
+    card = card_of(package, run, "bf16")
+    assert card.data.license is None and "Licences accepted for this run: openai." in card.text
+    assert "compete with OpenAI's products and services" in card.text
 
 
 def test_scores_stand_beside_teacher_and_student_with_the_proof(run, package):
