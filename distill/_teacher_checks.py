@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import read_config
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
+from distill.family.reading import Read
 from distill.recipe import Recipe
 from distill.stages._local_teacher import keep_ids
 from distill.targets.layout import MAX_VOCAB
@@ -21,10 +21,10 @@ def teachers_of(recipe: Recipe) -> dict[str, Any]:
     return {"teacher": recipe.teacher}
 
 
-def teacher_configs(recipe: Recipe) -> list[dict[str, Any]]:
+def teacher_configs(recipe: Recipe, read: Read) -> list[dict[str, Any]]:
     """config.json of every teacher that is a checkpoint; refuses one that is not there."""
     return [
-        read_config(teacher.model, teacher.revision, f"{key}.model")
+        read(teacher.model, teacher.revision, f"{key}.model")
         for key, teacher in teachers_of(recipe).items()
         if teacher.kind == "hf"
     ]
@@ -35,15 +35,16 @@ def check_teachers(recipe: Recipe, teachers: list[dict[str, Any]], student: dict
     for teacher in teachers:
         _targets_fit(recipe, teacher, student)
         _student_may_write(recipe, teacher)
-    _served_can_be_asked(recipe)
+    _served_can_give(recipe)
     for key, teacher in teachers_of(recipe).items():
-        if teacher.kind == "file" and not Path(teacher.path).exists() and _is_meant_as_file(teacher.path):
+        if teacher.kind == "file" and not Path(teacher.path).exists() and is_meant_as_file(teacher.path):
             raise DataError(
                 f"{key}.path={teacher.path}: no such file. It takes a file, a folder, or a data set's hub id."
             )
 
 
-def _is_meant_as_file(path: str) -> bool:
+def is_meant_as_file(path: str) -> bool:
+    """Whether a path that does not exist was meant as one, and not as a hub id."""
     return bool(Path(path).suffix) or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
@@ -131,15 +132,22 @@ def _student_may_write(recipe: Recipe, teacher: dict[str, Any]) -> None:
         )
 
 
-def _served_can_be_asked(recipe: Recipe) -> None:
-    """What a served teacher needs from the recipe and the environment; what it can do is found out by asking it."""
+def served_can_be_asked(recipe: Recipe) -> None:
+    """What a served teacher needs of the environment; what it can do is found out by asking it. Raises RecipeError."""
     from distill.served.child import require_program
-    from distill.stages._served_plan import key_of, refuse_targets
+    from distill.stages._served_plan import key_of
 
     for key, teacher in teachers_of(recipe).items():
         if teacher.kind == "server":
             key_of(teacher, key)
         if teacher.kind == "vllm":
             require_program(teacher.python, f"{key}.python")
+
+
+def _served_can_give(recipe: Recipe) -> None:
+    """What the recipe wants of a served teacher, against what any of them can give."""
+    from distill.stages._served_plan import refuse_targets
+
+    for key, teacher in teachers_of(recipe).items():
         if teacher.kind in SERVED:
             refuse_targets(teacher, recipe.target_kind, getattr(recipe.loss, "temperature", 1.0), key)

@@ -2,14 +2,34 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill._teacher_checks import check_routes, check_teachers, check_tokenizers, teacher_configs
-from distill.checkpoint import read_config
+from distill._licences import check_licences
+from distill._process_checks import check_processes
+from distill._shape_checks import (
+    check_adapter,
+    check_labels,
+    check_parallel,
+    check_schedule,
+    check_templates,
+    num_steps,
+    rows_to_learn,
+    warm_up_fault,
+)
+from distill._teacher_checks import (
+    check_routes,
+    check_teachers,
+    check_tokenizers,
+    served_can_be_asked,
+    teacher_configs,
+    teachers_of,
+)
 from distill.data import Data
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
+from distill.family.reading import Read, read_stored, refuse_unknown_architecture
 from distill.recipe import STAGES, Recipe
 from distill.workspace import store_folder
 
@@ -26,21 +46,61 @@ def check(recipe: Recipe) -> Examples:
         RecipeError: a checkpoint, file or field is missing, options exclude each other for these checkpoints, a
             compression cannot be made of this student, or the output cannot be written. Nothing has been written.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("Several processes (WORLD_SIZE > 1) are not supported yet; start one process.")
+    check_licences(recipe)
+    check_processes(recipe)
     _can_be_written(store_folder())
-    teachers = teacher_configs(recipe)
-    student = _student_config(recipe, teachers[0] if teachers else None)
+    student = check_configs(recipe, read_stored)
+    served_can_be_asked(recipe)
+    examples = load(recipe.data)
+    num_rows = check_rows(recipe, examples)
+    # last, because these load torch and transformers
+    check_tokenizers(recipe)
+    check_templates(recipe, examples, _tokenizers_of(recipe))
+    check_models(recipe, student)
+    slow = warm_up_fault(recipe, num_steps(recipe, num_rows))
+    return replace(examples, notes=(*examples.notes, slow)) if slow else examples
+
+
+def check_configs(recipe: Recipe, read: Read) -> dict[str, Any]:
+    """What config.json says of lengths, layers and targets; returns the student's. `read` finds one. Needs no torch.
+
+    Raises:
+        RecipeError: a checkpoint is missing, or does not go with what the recipe asks of it.
+    """
+    teachers = teacher_configs(recipe, read)
+    student = _student_config(recipe, teachers[0] if teachers else None, read)
     _lengths_fit(recipe, student)
     _adapter_fits(recipe, student)
     check_teachers(recipe, teachers, student)
-    examples = load(recipe.data)
+    for key, teacher in teachers_of(recipe).items():
+        if teacher.kind == "vllm":
+            check_parallel(teacher, key, read)
+    return student
+
+
+def check_rows(recipe: Recipe, examples: Examples) -> int:
+    """How many rows an epoch has. Raises RecipeError: nothing to learn, nothing to compare with, nobody to ask."""
     _answers_suffice(recipe, examples)
+    check_labels(examples, recipe.data)
     check_routes(recipe, examples)
-    # last, because these two load torch and transformers
-    check_tokenizers(recipe)
-    _compressions_fit(recipe, student)
-    return examples
+    num_rows = rows_to_learn(recipe, len(examples.train), sum(row.response is not None for row in examples.train))
+    check_schedule(recipe, num_rows)
+    return num_rows
+
+
+def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = False) -> None:
+    """What takes the architecture itself to know: the adapter's layers, the compressions. Imports transformers.
+
+    `elsewhere`: the recipe is meant for another machine, so what bitsandbytes can do here decides nothing.
+
+    Raises:
+        RecipeError: transformers has no such architecture, the adapter names no layer of it, or a compression cannot
+            be made of it.
+    """
+    if recipe.student.kind == "pretrained":
+        refuse_unknown_architecture(student, "student.model")
+    check_adapter(recipe, student)
+    _compressions_fit(recipe, student, elsewhere=elsewhere)
 
 
 def load(data: Data) -> Examples:
@@ -52,9 +112,17 @@ def load(data: Data) -> Examples:
     return _loaded[-1][1]
 
 
-def _student_config(recipe: Recipe, teacher: dict[str, Any] | None) -> dict[str, Any]:
+def _tokenizers_of(recipe: Recipe) -> list[tuple[str, str | None]]:
+    """The checkpoints whose tokenizers render the data's prompts."""
+    sides = [teacher.tokenizer_from for teacher in teachers_of(recipe).values() if teacher.tokenizer_from]
     if recipe.student.kind == "pretrained":
-        return read_config(recipe.student.model, recipe.student.revision, "student.model")
+        sides.append((recipe.student.model, recipe.student.revision))
+    return list(dict.fromkeys(sides))
+
+
+def _student_config(recipe: Recipe, teacher: dict[str, Any] | None, read: Read) -> dict[str, Any]:
+    if recipe.student.kind == "pretrained":
+        return read(recipe.student.model, recipe.student.revision, "student.model")
     # some architectures keep the text model's shape one level down
     shape = teacher.get("text_config", teacher) if teacher else {}
     return recipe.student.config(vocab_size=shape.get("vocab_size", recipe.student.vocab_size))
@@ -73,7 +141,10 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
             f"evaluation.max_new_tokens={recipe.evaluation.max_new_tokens} leaves no room for a prompt in the "
             f"student's {positions} positions."
         )
-    layers, has = getattr(recipe.student, "layers", None), student.get("num_hidden_layers") or student.get("n_layer")
+    layers, has = (
+        getattr(recipe.student, "layers", None),
+        (student.get("num_hidden_layers") or student.get("n_layer") or student.get("num_layers")),
+    )
     wrong = [layer for layer in layers or () if has and not 0 <= layer < has]
     if wrong:
         assert has is not None and recipe.student.kind == "pretrained"
@@ -92,14 +163,14 @@ def _adapter_fits(recipe: Recipe, student: dict[str, Any]) -> None:
         )
 
 
-def _compressions_fit(recipe: Recipe, student: dict[str, Any]) -> None:
+def _compressions_fit(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
     # a student from scratch takes the teacher's tokenizer; one that we train ourselves is known to be right
     theirs = recipe.teacher.tokenizer_from
     source = recipe.student.model if recipe.student.kind == "pretrained" else theirs[0] if theirs else None
     for name, compression in recipe.compression.items():
-        why = compression.refuse(student)
+        why = None if elsewhere and name.startswith("bnb_") else compression.refuse(student)
         if not why and source is not None and Path(source).is_dir():
             why = compression.refuse_tokenizer(Path(source))
         if why:

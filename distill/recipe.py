@@ -52,8 +52,8 @@ class Recipe:
     seed: Annotated[int, Field(ge=0)] = 0
     until: Stage = "report"
     """The last stage to run; typing the command again without it goes on."""
-    rehearse: Literal[False] = False
-    """Rehearsal with tiny models is not there yet."""
+    rehearse: bool = False
+    """Tiny random models of the same architectures take the place of the checkpoints; two steps of each stage."""
     hardware: Annotated[str, Field(pattern=r"^[1-9][0-9]*x[a-z0-9-]+$")] | None = None
     """What it is meant to run on, such as 8xh100-80gb: for `distill.plan` and `distill.recipes`, decides nothing."""
     licence: Licence = dataclasses.field(default_factory=Licence)
@@ -223,8 +223,6 @@ def _describe(problem: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(found.get("kind")), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{key}: no option {found.get('kind')!r}; {hint}there are: {', '.join(valid)}."
-    if key == "rehearse":
-        return "rehearse=true: rehearsal with tiny models is not there yet; run with rehearse=false."
     message = problem["msg"].removeprefix("Value error, ")
     if kind in {"value_error", "dataclass_type"}:
         return f"{key}: {message}."

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, cli_environment
 
 # Lowest first. A module may import from its own layer's line or from the lines below, options never from each other.
 LAYERS = [
-    ["errors", "artifact", "shipped", "_new_run", "option", "example", "checkpoint"],
+    ["errors", "artifact", "shipped", "_new_run", "option", "example", "checkpoint", "_bin_weights"],
     [
         "targets",
         "_shards",
@@ -25,6 +25,7 @@ LAYERS = [
         "alignment",
         "record",
         "progress",
+        "distributed",
         "family",
         "runtime",
         "encoding",
@@ -33,9 +34,10 @@ LAYERS = [
     ],
     ["data", "teacher", "student", "loss", "adapter", "compression", "evaluation", "tracking", "training"],
     ["recipe"],
-    ["checks", "stages", "answer_file", "results", "_teacher_checks", "_teachers"],
+    ["_licences", "planning", "checks", "stages", "answer_file", "results", "_process_checks", "_shape_checks", "_teacher_checks", "_teachers"],
     ["pipeline"],
-    ["_hydra_source", "_hydra_errors", "_hydra", "_own_recipe", "__main__"],
+    ["rehearsal"],
+    ["_hydra_source", "_hydra_errors", "_hydra", "_own_recipe", "__main__", "_recipe_list", "recipes", "plan", "megatron"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OPTIONS = 2

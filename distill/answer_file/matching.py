@@ -55,6 +55,8 @@ def match(
         raise DataError(
             f"{first.where}: none of the {count} answers is to a prompt of the data; they are joined by its text. "
             f"The file's first prompt is {_shown(first, tokenizer)}, the data's {examples[0].prompt!s:.80}."
+            # ids alone read as nonsense with a tokenizer that did not make them
+            + (" If that is no language, name the tokenizer it was made with: teacher.tokenizer." if by_ids else "")
         )
     used: dict[Hashable, int] = defaultdict(int)
     matched: list[GivenAnswer | None] = []

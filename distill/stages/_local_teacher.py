@@ -25,7 +25,7 @@ from distill.teacher.hf import Hf
 if TYPE_CHECKING:
     import torch
 
-    from distill.runtime.hf import Transformers
+    from distill.runtime.hf import Choose, Transformers
 
 SMALL_BYTES = 200_000_000
 LOGITS_BYTES = 64 << 20
@@ -72,6 +72,7 @@ class LocalTeacher:
     def __init__(self, teacher: Hf, wanted: Wanted, model: "Transformers", head_VD: "torch.Tensor | None" = None):
         self.teacher, self.wanted, self.model = teacher, wanted, model
         self.tokenizer = model.tokenizer
+        self.num_ids = num_ids(self.tokenizer)
         self.context = model.max_positions or 1 << 30
         self.name = Path(teacher.model).name if Path(teacher.model).is_dir() else teacher.model
         self.head_VD = None if head_VD is None else head_VD.to(model.device)
@@ -112,6 +113,7 @@ class LocalTeacher:
             prompts, numbers = [question.prompt_ids or [] for question in asked], [q.number for q in asked]
             temperature = self.teacher.temperature
             choose = sampler(temperature, self.wanted.seed, numbers) if temperature else likeliest
+            choose = among(self.num_ids, choose)
             said = self.model.generate(prompts, room, batch_size=len(prompts), choose=choose)
             for number, prompt, ids in zip(numbers, prompts, said, strict=True):
                 cut = len(ids) == room
@@ -216,6 +218,25 @@ def sampler(temperature: float, seed: int, numbers: Sequence[int]):
         return (logits_BV.double() / temperature + torch.from_numpy(gumbel_BV).to(logits_BV.device)).argmax(dim=-1)
 
     return choose
+
+
+def num_ids(tokenizer: Any) -> int:
+    """How many rows of the embedding are tokens; those behind pad it."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def among(known: int, choose: "Choose") -> "Choose":
+    """`choose` among the first `known` ids: rows that pad an embedding have logits too, and are no tokens.
+
+    A student whose vocabulary is padded less has no such id.
+    """
+
+    def choose_among(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
+        # masked and not cut: a draw keeps its noise
+        logits_BV[:, known:] = -float("inf")
+        return choose(logits_BV, rows, step)
+
+    return choose_among
 
 
 def likeliest(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":

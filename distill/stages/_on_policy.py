@@ -20,7 +20,7 @@ from distill.encoding import template_hash, tokenizer_hash
 from distill.progress import bar
 from distill.responses import SUMMARY, Header, TeacherResponses
 from distill.stages._batches import BatchPlan
-from distill.stages._local_teacher import answered_row, sampler
+from distill.stages._local_teacher import among, answered_row, likeliest, num_ids, sampler
 from distill.stages._rows import TokenRow
 from distill.stages._trainer import Trained, load_last_checkpoint
 from distill.stages.teach import Engine
@@ -103,18 +103,18 @@ def _write(
     if not (missing := writer.num_missing()):
         return _finished(writer, store)
     load_last_checkpoint(model, folder / "trainer")
-    student = Transformers("the student", model=model.eval(), tokenizer=tokenizer)
+    student, known = Transformers("the student", model=model.eval(), tokenizer=tokenizer), num_ids(tokenizer)
     with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
         for batch in writer.missing():
             asked = [prompts[row] for row in batch]
             longest = max(map(len, asked))
             room = max(1, min(training.on_policy_max_new_tokens, training.max_length - longest))
-            choose = None
+            choose = likeliest
             if training.on_policy_temperature:
                 # every round draws anew, and an answer does not depend on what was drawn before a crash
                 keys = [(number + 1 << 32) + row for row in batch]
                 choose = sampler(training.on_policy_temperature, seed, keys)
-            said = student.generate(asked, room, batch_size=len(asked), choose=choose)
+            said = student.generate(asked, room, batch_size=len(asked), choose=among(known, choose))
             written = [
                 answered_row(tokenizer, row, prompt, ids, cut=len(ids) == room, context=training.max_length)
                 for row, prompt, ids in zip(batch, asked, said, strict=True)

@@ -14,7 +14,6 @@ from distill.encoding import encode_prompt, encode_response
 from distill.runtime.hf import Transformers
 
 GREEDY_PROMPTS = 8
-GREEDY_TOKENS = 48
 
 # N positions, V vocabulary
 
@@ -45,19 +44,20 @@ class _HeldOut:
                 self.positions.append(wanted)
                 left -= len(wanted)
         self.logprobs_NV = student.logprobs(self.rows, self.positions)
-        room = (student.max_positions or 1 << 30) - GREEDY_TOKENS
+        self.greedy_tokens = request["greedy_tokens"]
+        room = (student.max_positions or 1 << 30) - self.greedy_tokens
         self.prompts = [prompt for prompt in prompts if len(prompt) <= room][:GREEDY_PROMPTS]
-        self.greedy = student.generate(self.prompts, GREEDY_TOKENS)
+        self.greedy = student.generate(self.prompts, self.greedy_tokens)
 
 
 def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[str, Any]:
     """One package's proof; a package that does not load is a failed proof, not a crash."""
     try:
-        longest = max(map(len, (*held_out.rows, *held_out.prompts))) + GREEDY_TOKENS
+        longest = max(map(len, (*held_out.rows, *held_out.prompts))) + held_out.greedy_tokens
         with _open(Path(package["path"]), runtime, longest) as model:
             token_ids_equal = model.tokenize(held_out.texts) == held_out.token_ids
             logprobs_NV = model.logprobs(held_out.rows, held_out.positions)
-            greedy = model.generate(held_out.prompts, GREEDY_TOKENS)
+            greedy = model.generate(held_out.prompts, held_out.greedy_tokens)
         bit_equal = _bit_equal(package, held_out, logprobs_NV)
     except Exception as error:  # whatever the runtime raises, the user must hear which package it was
         return {

@@ -26,7 +26,10 @@ NOT_NEEDED = {"README.md", "Modelfile", "manifest.json", "settings.json", "expor
 
 def settings(evaluation: Evaluation) -> dict[str, Any]:
     """What decides a model's scores, beside its files and the evaluation rows."""
-    return {"version": VERSION, **asdict(evaluation)}
+    settings = {"version": VERSION, **asdict(evaluation)}
+    if evaluation.speed:
+        del settings["speed"]  # younger than the stores that have been made
+    return settings
 
 
 def score_model(
@@ -69,7 +72,8 @@ def score_model(
                     scores[name] = sum(right) / len(right)
         main = row_sets["exact_match"]
         scores |= _likelihoods(model, tokenizer, evaluation, main, max_length, folder, teacher, is_teacher)
-        speed = {"runtime": model.name, "device": model.device, **model.speed()}
+        speed = {"runtime": model.name, "device": model.device}
+        speed |= model.speed() if evaluation.speed else {}
         parameters = _parameters(model) if runtime == "transformers" else None
     facts = {"bytes": package_bytes(path), "parameters": parameters, "scores": scores, "speed": speed}
     notes = [f"{no_room} prompts leave no room for an answer; they count as wrong."] if no_room else []

@@ -23,6 +23,8 @@ VERSION = 1
 """Part of the fingerprint: raise it when a verification would judge otherwise."""
 ROWS = 64
 POSITIONS = 1000
+GREEDY_TOKENS = 48
+"""Of each greedy answer that is compared, or as many as an answer may have."""
 
 
 def settings(compression: Compression) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def verify_packages(
     packages: Mapping[str, tuple[Path, Compression]],
     examples: Sequence[Example],
     folder: Path,
+    answer_tokens: int = GREEDY_TOKENS,
 ) -> dict[str, dict[str, Any]]:
     """Name → proof for packages of one runtime, made by one fresh process.
 
@@ -53,6 +56,7 @@ def verify_packages(
         "prompt_texts": [prompt_text(example) for example in examples[:ROWS]],
         "responses": [example.response for example in examples[:ROWS]],
         "positions": POSITIONS,
+        "greedy_tokens": min(GREEDY_TOKENS, answer_tokens),
     }
     folder.mkdir(parents=True, exist_ok=True)
     asked, answered = folder / "request.json", folder / "proofs.json"

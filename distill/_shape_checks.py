@@ -1,0 +1,140 @@
+"""What can be refused of a recipe from shapes and rows alone, and would else stop a run in one of its last hours."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.compression._bnb import linear_widths
+from distill.errors import DataError, RecipeError
+from distill.example import Example, Examples
+from distill.family.reading import Read
+from distill.recipe import Recipe
+
+NUM_PROBED = 64
+"""Rows whose rendering is looked at; a template that drops turns drops them everywhere."""
+
+
+def check_parallel(teacher: Any, key: str, read: Read) -> None:
+    """Whether vLLM can divide the heads of this teacher over its devices. Raises RecipeError."""
+    size = teacher.tensor_parallel_size
+    if size == 1:
+        return
+    config = read(teacher.model, teacher.revision, f"{key}.model")
+    shape = config.get("text_config", config)
+    names = ("num_attention_heads", "n_head", "num_heads")
+    heads = next((shape[name] for name in names if shape.get(name)), None)
+    if not heads:
+        return
+    key_value = shape.get("num_key_value_heads") or heads
+    # vLLM copies key and value heads where there are fewer of them than devices
+    fits = heads % size == 0 and (key_value % size == 0 or size % key_value == 0)
+    if not fits:
+        good = [n for n in range(1, heads + 1) if heads % n == 0 and (key_value % n == 0 or n % key_value == 0)]
+        raise RecipeError(
+            f"{key}.tensor_parallel_size={size} does not divide the {heads} heads ({key_value} for keys and values) of "
+            f"{teacher.model}. It can be {', '.join(map(str, good))}; more devices go to {key}.pipeline_parallel_size."
+        )
+
+
+def check_adapter(recipe: Recipe, student: dict[str, Any]) -> None:
+    """Whether the student has the layers that the adapter names, and they are linear. Raises RecipeError."""
+    named = getattr(recipe.adapter, "target_modules", None)
+    if not named:
+        return
+    layers = linear_widths(student)
+    missing = [name for name in named if not any(layer == name or layer.endswith(f".{name}") for layer in layers)]
+    if missing:
+        there = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+        what = "a linear layer that is quantised" if recipe.adapter.kind == "qlora" else "a linear layer"
+        raise RecipeError(
+            f"adapter.target_modules names {', '.join(missing)}, which is not the name of {what} in this student "
+            f"(model_type {student.get('model_type')}). It has: {there}."
+        )
+
+
+def rows_to_learn(recipe: Recipe, num_rows: int, num_answered: int | None = None) -> int:
+    """Rows that training sees in an epoch: each prompt as often as it is answered, or the rows with an answer."""
+    if recipe.teacher.kind != "none" and recipe.teacher.responses == "generate":
+        return num_rows * getattr(recipe.teacher, "samples", 1)
+    return num_rows if num_answered is None else num_answered
+
+
+def num_steps(recipe: Recipe, num_rows: int) -> int:
+    """Optimizer steps over so many rows; 0 where all epochs together are less than half a batch."""
+    training = recipe.training
+    return training.max_steps or round(training.num_train_epochs * num_rows / training.batch_size)
+
+
+def check_schedule(recipe: Recipe, num_rows: int) -> None:
+    """Whether the learning-rate schedule has a step at all. Raises RecipeError."""
+    training = recipe.training
+    if num_steps(recipe, num_rows) < 1:
+        raise RecipeError(
+            f"training.num_train_epochs={training.num_train_epochs:g} over {num_rows} rows in batches of "
+            f"{training.batch_size} is not one optimizer step. Raise the epochs, lower training.batch_size, or give "
+            "training.max_steps."
+        )
+
+
+def warm_up_fault(recipe: Recipe, num_steps: int) -> str | None:
+    """A sentence when the learning rate never gets where the recipe wants it, because warm-up is the whole training."""
+    warm_up = recipe.training.warmup_steps
+    if warm_up < num_steps or not warm_up:
+        return None
+    return (
+        f"training.warmup_steps={warm_up} is not less than the {num_steps} steps of this training, so the learning "
+        f"rate never reaches {recipe.training.learning_rate:g}. Lower it, or train longer."
+    )
+
+
+def check_labels(examples: Examples, data: Any) -> None:
+    """Whether the answers are answers, and not the prompts once more. Raises DataError."""
+    answered = [
+        (row.prompt, row.response) for row in examples.train if isinstance(row.prompt, str) and row.response is not None
+    ]
+    if answered and all(prompt.strip() == response.strip() for prompt, response in answered):
+        field = getattr(data, "response_field", "response")
+        raise DataError(
+            f"All {len(answered)} answers equal their prompts: a student would learn to repeat what it is asked. Name "
+            f"the field that holds the answers with data.response_field (it is {field!r} now)."
+        )
+
+
+def check_templates(recipe: Recipe, examples: Examples, sides: list[tuple[str, str | None]]) -> None:
+    """Whether the chat templates of these checkpoints say every turn of the data's conversations.
+
+    Raises:
+        RecipeError: a template refuses the turns, or leaves out what somebody said in them.
+    """
+    from distill.encoding import load_tokenizer
+
+    rows = [*examples.train[:NUM_PROBED], *examples.evaluation["exact_match"][:NUM_PROBED]]
+    for name, revision in sides:
+        tokenizer = load_tokenizer(name, revision)
+        if tokenizer.chat_template:
+            for row in rows:
+                _check_template(Path(name).name if Path(name).is_dir() else name, tokenizer, row)
+
+
+def _check_template(name: str, tokenizer: Any, row: Example) -> None:
+    from jinja2 import TemplateError
+
+    if row.prompt == "":
+        return
+    turns = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else [dict(t) for t in row.prompt]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise RecipeError(
+            f"The chat template of {name} refuses a conversation of the data ({roles}): {error}. Change the data's "
+            "turns, or choose a checkpoint whose template takes them."
+        ) from None
+    for turn in turns:
+        said = turn["content"].strip()
+        # a template may take an earlier turn's reasoning out on purpose, and words tools by rules of its own
+        if turn["role"] in {"user", "assistant"} and "<think>" not in said and said not in text:
+            raise RecipeError(
+                f"The chat template of {name} leaves out what the {turn['role']} said: {said[:60]!r} is not in what it "
+                "makes of the conversation, so a student would never see it. Use a checkpoint with a whole template, "
+                "or mend its chat_template.jinja."
+            )

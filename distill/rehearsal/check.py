@@ -1,0 +1,76 @@
+"""check_rehearsal(): what would stop the real run, as far as it can be told before anything is made."""
+
+import os
+
+from distill._process_checks import check_processes
+from distill._shape_checks import num_steps, warm_up_fault
+from distill.checks import check_configs, check_models
+from distill.errors import RecipeError
+from distill.family.reading import read_known, refuse_unknown_architecture
+from distill.recipe import Recipe
+from distill.rehearsal._data import check_data
+from distill.rehearsal._sources import Source, student_source, teacher_sources
+
+
+def check_rehearsal(recipe: Recipe) -> None:
+    """Holds the recipe against the real configurations and the real data, where these are here or known.
+
+    Raises:
+        RecipeError: the run would stop. Nothing has been written.
+    """
+    sources = [*teacher_sources(recipe).values()]
+    own = student_source(recipe)
+    sources += [own] if own else []
+    refuse_gated(sources)
+    check_processes(recipe)
+    student = check_configs(recipe, read_known)
+    rows = check_data(recipe)
+    _check_steps(recipe, rows)
+    for source in sources:
+        refuse_unknown_architecture(source.config, source.key)
+    check_models(recipe, student, elsewhere=recipe.hardware is not None)
+
+
+def refuse_gated(sources: list[Source]) -> None:
+    """Refuses repositories that ask for an account, when nobody is logged in and the hub is to be asked.
+
+    Raises:
+        RecipeError: names them, how to log in, and how to rehearse without the hub.
+    """
+    if is_offline() or has_token():
+        return
+    gated = list(dict.fromkeys(f"{s.key}={s.model}" for s in sources if s.known and s.known[1].gated))
+    if gated:
+        raise RecipeError(
+            f"{', '.join(gated)}: a gated repository, and there is no token here, so the run could not download it.\n"
+            "Accept its licence on the hub, then `hf auth login` (or HF_TOKEN=…). Weights that you have: name their "
+            "folder instead.\nTo rehearse the rest without the hub: HF_HUB_OFFLINE=1."
+        )
+
+
+def gated_unproven(sources: list[Source]) -> list[str]:
+    """A sentence on each gated repository that could not be told to be within reach."""
+    names = dict.fromkeys(s.model for s in sources if s.known and s.known[1].gated)
+    token = "the token was not tried" if has_token() else "there is no token here"
+    return [f"access to {name}: it is gated, and {token}" for name in names]
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def has_token() -> bool:
+    """Whether somebody is logged in to the hub here."""
+    from huggingface_hub import get_token
+
+    return bool(get_token())
+
+
+def _check_steps(recipe: Recipe, num_rows: int | None) -> None:
+    if num_rows is None and recipe.training.max_steps is None:
+        return
+    steps = num_steps(recipe, num_rows or 0)
+    fault = warm_up_fault(recipe, steps)
+    if fault:
+        raise RecipeError(fault)
