@@ -5,20 +5,23 @@ Hydra then runs the one job, or every job of a sweep. torch is imported by the p
 """
 
 import argparse
+import contextlib
 import datetime
 import os
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill import _hydra, shipped
+from distill import _hydra, distributed, shipped
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
-from distill.errors import DistillError, RecipeError
+from distill.errors import DistillError, RecipeError, StageFailed
 from distill.progress import console
 from distill.recipe import Recipe, parse
 
@@ -31,6 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 a stage failed, 2 wrong recipe or argument, 130 interrupted."""
     typed = sys.argv[1:] if arguments is None else arguments
     try:
+        if distributed.several() and not distributed.join().leads:
+            _follow(typed)
         code = _run_command(typed)
     except KeyboardInterrupt:
         _say(f"Interrupted. The same command goes on: {_command(typed)}")
@@ -49,31 +54,71 @@ def main(arguments: list[str] | None = None) -> None:
         code = 1
         if _debugging():
             traceback.print_exc()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    distributed.world().leave(code)
     sys.exit(code)
+
+
+def _follow(typed: list[str]) -> NoReturn:
+    """A process that does not lead: it checks the same recipe, then does what the leader says. It says nothing."""
+    processes = distributed.world()
+    if not _debugging():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until this process ends)
+    try:
+        args = _arguments(typed)
+        if not _only_shows(args):
+            _check([parse(job.config) for job in _composed(args)])
+            processes.gather()
+        while True:
+            with contextlib.suppress(distributed.JobOver):
+                job = processes.share()
+                composed = _hydra.recompose(job["overrides"], args.config_dir)
+                _run_pipeline(parse(composed.config), Path(job["folder"]), ())
+                processes.share()
+    except KeyboardInterrupt:
+        processes.fail(INTERRUPTED, "Interrupted.")
+    except DistillError as error:
+        processes.fail(error.exit_code, str(error))
+    except Exception as error:
+        if _debugging():
+            traceback.print_exc()
+        processes.fail(1, f"{type(error).__name__}: {error}")
+    raise AssertionError("fail() ends this process")
 
 
 def _run_command(typed: list[str]) -> int:
     args = _arguments(typed)
-    if args.shell_completion or args.hydra_help or args.help or args.info or args.cfg in {"hydra", "all"}:
+    if _only_shows(args) and args.cfg != "job":
         overrides = args.overrides if args.shell_completion else _hydra.for_hydra(args.overrides, args.config_dir)
         with explain(args.overrides):
             return _start_hydra(typed, args, overrides)
     if args.cfg:
         _print_config(args)
         return 0
-    if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
-        jobs = _hydra.compose_sweep(args.overrides, args.config_dir)
-    else:
-        jobs = [_hydra.compose(args.overrides, args.config_dir)]
-    _check([parse(job.config) for job in jobs])
+    _check([parse(job.config) for job in _composed(args)])
+    distributed.world().gather()  # nothing is written before all processes have found the recipe right
     return _start_hydra(typed, args, _hydra.for_hydra(args.overrides, args.config_dir))
+
+
+def _only_shows(args: argparse.Namespace) -> bool:
+    return bool(args.shell_completion or args.hydra_help or args.help or args.info or args.cfg)
+
+
+def _composed(args: argparse.Namespace) -> "list[_hydra.Composed]":
+    """The run, or every run of a sweep."""
+    if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+        return _hydra.compose_sweep(args.overrides, args.config_dir)
+    return [_hydra.compose(args.overrides, args.config_dir)]
 
 
 def _check(recipes: Sequence[Recipe]) -> None:
     """Refuses what the recipes' files and checkpoints speak against, while nothing is written yet."""
-    from distill.checks import check
-
     for recipe in recipes:
+        if recipe.rehearse:
+            from distill.rehearsal.check import check_rehearsal as check
+        else:
+            from distill.checks import check
         check(recipe)
 
 
@@ -120,12 +165,17 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
     import hydra
     from hydra.errors import MissingConfigException
 
-    codes, as_typed = [0], sys.argv
+    codes, as_typed, here = [0], sys.argv, os.getpid()
 
     def job(_: DictConfig) -> None:
         # the record keeps the command as the user typed it
         sys.argv = as_typed
         codes.append(_run_job(typed, args.config_dir))
+        distributed.world().job_over()
+        if distributed.world().broken:
+            raise SystemExit(codes[-1])  # the processes are out of step: no other job of a sweep can follow
+        if codes[-1] and os.getpid() != here:  # a launcher's job elsewhere, from which only what is raised comes back
+            raise StageFailed("A job of this sweep stopped; the logbook in its run folder says where and why.")
 
     # hydra.main reads sys.argv: flags first, since argparse takes no overrides on both sides of a flag
     flags = list(typed)
@@ -156,8 +206,11 @@ def _run_job(typed: list[str], config_dir: str | None) -> int:
     recipe = parse(composed.config)
     if len(ours) and hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
         _say(f"{_shown(run_folder)}: {' '.join(text.removeprefix('++') for text in ours)}")
+    processes = distributed.world()
+    processes.on_failure = partial(_say_failure, run_folder)
     try:
         write_recipe(composed, run_folder / "recipe.yaml")
+        processes.share({"overrides": list(composed.overrides), "folder": str(run_folder.resolve())})
         _run_pipeline(recipe, run_folder, composed.dropped)
     except KeyboardInterrupt:
         _note(run_folder, "Interrupted.")
@@ -175,10 +228,18 @@ def _run_job(typed: list[str], config_dir: str | None) -> int:
     return 0
 
 
+def _say_failure(run_folder: Path, message: str) -> None:
+    """Another process failed while this one waits in a collective for ever."""
+    _say_error(message)
+    _note(run_folder, f"Stopped: {message}")
+
+
 def _run_pipeline(recipe: Recipe, run_folder: Path, notes: Sequence[str]) -> None:
     """`notes` go to the terminal and into the logbook."""
-    from distill.pipeline import run
-
+    if recipe.rehearse:
+        from distill.rehearsal.run import rehearse as run
+    else:
+        from distill.pipeline import run
     run(recipe, run_folder, notes)
 
 

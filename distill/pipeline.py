@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distill import results
+from distill._licences import notes as licence_notes
 from distill._teachers import Teachers
 from distill.artifact import Artifact
 from distill.checkpoint import local_folder
 from distill.checks import check
+from distill.distributed import world
 from distill.errors import RecipeError, StageFailed, VerificationFailed
 from distill.example import Examples
 from distill.recipe import STAGES, Recipe
@@ -18,20 +20,27 @@ from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore
 from distill.stages import compress, evaluate, train, verify
 from distill.stages._local_teacher import how_to_load
-from distill.workspace import Workspace, copy_linked, store_folder
+from distill.workspace import Following, Workspace, copy_linked, store_folder
+
+TOGETHER = ("teach", "train")
+"""The stages of which every process of a run needs the results: what it trains on, and where it trains."""
 
 
 def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     """Runs the recipe up to `recipe.until` and leaves the run folder of design.md §7.
+
+    Of several processes, the leader does; the others call this too, and train with it.
 
     Raises:
         DistillError: a stage stopped. What was sealed stays; the same command goes on.
         VerificationFailed: all stages ran, and a package did not say what its student says.
     """
     examples = check(recipe)
+    if not world().leads:
+        return _follow(recipe, examples, folder)
     record = RunRecord(folder, recipe=recipe.name, seed=recipe.seed)
     workspace = Workspace(record, store_folder())
-    for note in (*notes, *examples.notes):
+    for note in (*notes, *licence_notes(recipe), *examples.notes):
         workspace.note(note)
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
     for stage in STAGES[: STAGES.index(recipe.until) + 1]:
@@ -44,6 +53,18 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     if this.failed:
         said = "; ".join(f"{name}: {why}" for name, why in this.failed.items())
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
+
+
+def _follow(recipe: Recipe, examples: Examples, folder: Path) -> None:
+    """What a process does that does not lead. Raises like `run`, for the leader to say."""
+    workspace = Following(store_folder())
+    this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
+    for stage in STAGES[: STAGES.index(recipe.until) + 1]:
+        if stage in TOGETHER:
+            try:
+                getattr(this, stage)()
+            except DamagedStore as damaged:
+                raise this.teachers.set_aside(damaged) from None
 
 
 @dataclass
@@ -77,7 +98,9 @@ class Run:
                 )
 
             settings = train.settings(self.recipe, name)
-            made = self.workspace.produce("student", f"train {name}", settings=settings, inputs=inputs, make=make)
+            made = self.workspace.produce(
+                "student", f"train {name}", settings=settings, inputs=inputs, make=make, together=True
+            )
             self.workspace.note_again(made.path / "notes.json")
             self.models[name] = made
 
@@ -142,7 +165,8 @@ class Run:
         def make(scratch: Path) -> None:
             packages = {n: (self.packages[n].path / "package", self.recipe.compression[n]) for n in names}
             rows = self.examples.evaluation["exact_match"]
-            proofs = verify.verify_packages(runtime, student.path / "checkpoint", packages, rows, scratch)
+            tokens = self.recipe.evaluation.max_new_tokens
+            proofs = verify.verify_packages(runtime, student.path / "checkpoint", packages, rows, scratch, tokens)
             failed = {n: proof["detail"] for n, proof in proofs.items() if not proof["verified"]}
             if failed:  # not sealed: a failed proof is never reused
                 self.proofs |= proofs

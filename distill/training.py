@@ -39,6 +39,9 @@ class Training:
     logging_steps: Annotated[float, Field(gt=0)] = 0.02
     """The same for the loss curve."""
     gradient_checkpointing: bool = False
+    sharding: Literal["auto", "none", "full"] = "auto"
+    """Under several processes. none: each holds the student (DDP); full: each holds a part of it, of its gradients and
+    of Adam's averages (FSDP2); auto: full where they would take more than 40 % of a GPU. The result is the same."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each batch in which the student learns from its own answers, scored by the teacher."""
     on_policy_rounds: Annotated[int, Field(ge=1)] = 8

@@ -12,10 +12,13 @@ from rich.markup import escape
 
 from distill.artifact import MANIFEST, Artifact, fingerprint, hash_folder, locked, open_artifact, seal, write_whole
 from distill.checkpoint import local_folder
+from distill.distributed import world
 from distill.errors import StageFailed
 from distill.progress import console
 from distill.record import RunRecord
 
+SHARED = ("responses", "student")
+"""Kinds of artifacts that all processes of a run open; the others are the leader's alone."""
 RUNS = "runs"
 """Folder of the store in which each run that used it left its own folder's path."""
 Make = Callable[[Path], Mapping[str, Any] | None]
@@ -39,14 +42,36 @@ class Workspace:
         self.terminal = console()
 
     def produce(
-        self, kind: str, name: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str], make: Make
+        self,
+        kind: str,
+        name: str,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        make: Make,
+        together: bool = False,
     ) -> Artifact:
         """The artifact of this fingerprint; `make(scratch)` is called only when it is not there.
 
         The scratch folder survives a crash under the same fingerprint, so `make` can go on from what it finds.
         It returns what it measured (`resumed_from_step`, …) for the record. One lock per fingerprint: parallel
         runs that want the same artifact wait for the first and then reuse it.
+        With `together`, the other processes of this run (see `Following`) call `make` at the same time.
         """
+        artifact = self._found_or_made(kind, name, settings, inputs, make, together)
+        if kind in SHARED:
+            world().share({"sealed": {**vars(artifact), "path": str(artifact.path), "inputs": dict(artifact.inputs)}})
+        return artifact
+
+    def _found_or_made(
+        self,
+        kind: str,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        make: Make,
+        together: bool,
+    ) -> Artifact:
         made_from = fingerprint(settings={"kind": kind, **settings}, inputs=inputs)
         path = self.store / kind / made_from
         with locked(path.with_suffix(".lock"), lambda: self.say(name, "waits for another run that is making it")):
@@ -60,7 +85,7 @@ class Workspace:
             scratch.mkdir(parents=True, exist_ok=True)
             self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
             started = time.monotonic()
-            measured = self._make(name, make, scratch)
+            measured = self._make_together(name, make, scratch) if together else self._make(name, make, scratch)
             write_whole(
                 scratch / "settings.json", json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, indent=1)
             )
@@ -119,6 +144,16 @@ class Workspace:
         for words in json.loads(file.read_text()) if file.exists() else ():
             self.note(words)
 
+    def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+        world().share({"make": str(scratch)})
+        try:
+            measured = self._make(name, make, scratch)
+            world().wait()
+        except BaseException:
+            world().broken = True
+            raise
+        return measured
+
     def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
         try:
             return make(scratch)
@@ -154,6 +189,45 @@ class Workspace:
             return "nothing made yet"
         names = [key.removeprefix("settings.").removeprefix("inputs.") for key in nearest]
         return "new: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") + " changed"
+
+
+class Following(Workspace):
+    """The workspace of a process that follows the leader: it makes what all make together, and opens what is sealed.
+
+    It keeps no record, says nothing and hashes nothing: the leader does.
+    """
+
+    def __init__(self, store: Path):
+        self.store = store
+
+    def produce(
+        self,
+        kind: str,
+        name: str,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        make: Make,
+        together: bool = False,
+    ) -> Artifact:
+        """The artifact that the leader has found or sealed; before that, this process's part in making it."""
+        told = world().share()
+        if "make" in told:
+            self._make(name, make, Path(told["make"]))
+            world().wait()
+            told = world().share()
+        sealed = told["sealed"]
+        return Artifact(**{**sealed, "path": Path(sealed["path"])})
+
+    def say(self, name: str, words: str) -> None:
+        """Nothing."""
+
+    def note(self, words: str) -> None:
+        """Nothing."""
+
+    def hash_of(self, folder: Path) -> str:
+        """Nothing that anybody reads."""
+        return ""
 
 
 def scratch_of(path: Path) -> Path:

@@ -69,5 +69,7 @@ class Family:
     """Whether transformers has a tensor-parallel plan for it."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """The keys of `config` that a tiny model of this family sets, see `tiny.py`; all other keys stay as published."""
+    where_weights_are: str = ""
+    """What to do for the weights that are not `on_hub`, as a sentence to a user."""
     source: str
     """Where these facts are from."""

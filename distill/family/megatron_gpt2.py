@@ -52,5 +52,9 @@ FAMILY = Family(
     vllm=GPT2.vllm,
     tensor_parallel=GPT2.tensor_parallel,
     tiny=GPT2.tiny,
+    where_weights_are=(
+        "train it with Megatron-LM, or take a checkpoint of it, and convert that into this folder:\n"
+        "python -m distill.megatron CHECKPOINT_FOLDER checkpoints/megatron-gpt2-SIZE --tokenizer GPT2_TOKENIZER_FOLDER"
+    ),
     source="https://arxiv.org/abs/1909.08053",
 )

@@ -87,5 +87,6 @@ FAMILY = Family(
         "ffn_dim": 128,
         "word_embed_proj_dim": 64,
     },
+    where_weights_are="Meta gives them on request; convert them to transformers' format into that folder.",
     source="https://huggingface.co/facebook/opt-66b",
 )

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distill.checkpoint import read_config
 from distill.errors import RecipeError
-from distill.family.known import FAMILIES, config_of
+from distill.family.known import FAMILIES, config_of, published
 
 Read = Callable[[str, str | None, str], dict[str, Any]]
 """(checkpoint, revision, the recipe's key) → config.json. Raises RecipeError when there is no such checkpoint."""
@@ -14,6 +15,13 @@ Read = Callable[[str, str | None, str], dict[str, Any]]
 
 def read_stored(model: str, revision: str | None, asked_by: str) -> dict[str, Any]:
     """config.json from the folder or the hub: what is there. Raises RecipeError, with near names."""
+    known = published(model)
+    if known and not known[1].on_hub and not Path(model).is_dir():
+        family, checkpoint = known
+        raise RecipeError(
+            f"{asked_by}={model}: no such folder, and no hub has the weights of {family.title} {checkpoint.size}: "
+            f"{family.where_weights_are}"
+        )
     return _read(read_config, model, revision, asked_by)
 
 

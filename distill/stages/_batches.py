@@ -3,8 +3,10 @@
 The epochs are one stream of shuffled rows. Windows of it are sorted by length and cut into batches, so that
 little is padded; then the batches of a window are shuffled. Every batch is full, and a run that resumes at a
 step, or on another number of processes, sees the very same batches.
+Processes divide each batch: they take its rows in turn, so that each gets as many long ones as the others.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +29,18 @@ class BatchPlan:
     @property
     def tokens(self) -> int:
         return int(self.tokens_after[-1])
+
+    def share(self, rank: int, processes: int, micro_batches: int) -> np.ndarray:
+        """The row positions of one of the processes, `[steps, micro_batches, rows]`.
+
+        The shares of all processes are the batches: no row is in two of them, none is left out, none is repeated.
+        """
+        return self.batches.reshape(self.steps, micro_batches, -1, processes)[..., rank]
+
+    @property
+    def digest(self) -> str:
+        """What two processes that planned the same batches agree on."""
+        return hashlib.sha256(self.batches.tobytes() + self.tokens_after.tobytes()).hexdigest()[:20]
 
 
 def plan_batches(

@@ -13,19 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from distill.artifact import write_whole
+from distill.distributed import ALONE, World
 from distill.errors import StageFailed
-from distill.family.head import hidden_states, output_head
-from distill.loss._divergence import LossTerms, StudentOutput
+from distill.family.head import output_head
+from distill.loss._divergence import LossTerms
 from distill.progress import bar
-from distill.responses import TeacherTargets
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
+from distill.stages._dropout import without_own_dropout
 from distill.stages._rows import IGNORED, TokenRow, collate
+from distill.stages._step import Step
 from distill.training import Training
 
 COMPLETE = "complete"
@@ -35,10 +38,14 @@ EAGER_ATTENTION_LENGTH = 512
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left: its loss curve, and from which step it went on (None when it ran in one piece)."""
+    """What a training left: its loss curve, and from which step it went on (None when it ran in one piece).
+
+    `whole`: the trained model is in this process; else its weights are in the last checkpoint only.
+    """
 
     curve: list[dict[str, Any]]
     resumed_from_step: int | None
+    whole: bool = True
 
 
 def train(
@@ -54,37 +61,44 @@ def train(
     label: str,
     live_teacher: PreTrainedModel | None = None,
     stop_after: int | None = None,
+    together: World = ALONE,
 ) -> Trained:
     """Trains `model` in place on the planned batches, resuming from the last whole checkpoint in `folder`.
 
     With `stop_after`, it stops after that step and leaves a checkpoint there, from which a later call goes on.
+    With `together`, all its processes call this, and each learns from its share of every batch; the checkpoints are
+    those of one process, so that any number of them goes on from any other's.
 
     Raises:
         StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
     """
-    checkpoint = _last_checkpoint(folder)
+    checkpoint = _same_checkpoint(folder, together)
     bf16 = use_bf16(training)
     if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
         # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
         model.set_attn_implementation("eager")
     stored = None if loss.kind == "text" or live_teacher is not None else _stored_targets(rows[0])
     vocab_size = output_head(model).weight_VD.shape[0] if stored else None
-    trainer = _DistillTrainer(
-        model=model,
-        args=_arguments(training, plan.steps, seed, folder),
-        train_dataset=_Rows(rows),
-        data_collator=partial(collate, pad_id=pad_id, prompt_weight=training.prompt_weight, target_vocab=vocab_size),
-        plan=plan,
-        distill_loss=loss,
-        live_teacher=live_teacher,
-        stored=stored,
-        bf16=bf16,
-    )
     start = _step(checkpoint) if checkpoint else 0
     if stop_after is not None and start >= stop_after:
         return Trained([], start)
+    make, arguments, states, cut = DistillTrainer, TrainingArguments, None, False
+    if together.size > 1:
+        from distill.stages._together import Arguments, TogetherTrainer, cut_models
+
+        cut, states = cut_models(model, live_teacher, training.sharding, together, checkpoint)
+        make, arguments = partial(TogetherTrainer, together=together, cut=cut), Arguments
+    trainer = make(
+        model=model,
+        args=_arguments(arguments, training, plan.steps, seed, folder, together.size),
+        train_dataset=_Rows(rows),
+        data_collator=partial(collate, pad_id=pad_id, prompt_weight=training.prompt_weight, target_vocab=vocab_size),
+        plan=plan,
+        step=Step(model, loss, teacher=live_teacher, teacher_states=states, stored=stored, bf16=bf16),
+    )
     trainer.remove_callback(PrinterCallback)  # the bar and the curve say it
-    with _residual_dropout(model, training.dropout), quiet(), bar(label, plan.steps) as advance:
+    own, ours = without_own_dropout(model), _residual_dropout(model, training.dropout)
+    with own, ours, quiet(), bar(label, plan.steps) as advance:
         advance(start)
         trainer.add_callback(_Progress(advance, stop_after))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -99,7 +113,7 @@ def train(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    return Trained(curve, start or None)
+    return Trained(curve, start or None, whole=not cut)
 
 
 def _stored_targets(row: TokenRow) -> tuple[str, float] | None:
@@ -130,20 +144,15 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-class _DistillTrainer(Trainer):
+class DistillTrainer(Trainer):
+    """One process's trainer; `step` computes the loss of a micro-batch, and holds the model that is trained."""
+
     # We return the sum over a micro-batch divided by the global token count: nothing else may be divided.
     loss_is_scaled_for_ga = True
 
-    def __init__(
-        self, *, plan: BatchPlan, distill_loss, live_teacher, stored: tuple[str, float] | None, bf16: bool, **arguments
-    ):
+    def __init__(self, *, plan: BatchPlan, step: Step, **arguments):
         super().__init__(**arguments)
-        self.plan = plan
-        self.distill_loss = distill_loss
-        # a tuple hides the teacher from everything that walks over submodules: it is never trained, saved or wrapped
-        self.live_teacher = (live_teacher,)
-        self.stored = stored
-        self.autocast_bf16 = bf16
+        self.plan, self.step = plan, step
 
     @property
     def _output_folder(self) -> Path:
@@ -151,52 +160,22 @@ class _DistillTrainer(Trainer):
         return Path(self.args.output_dir)
 
     def _get_train_sampler(self, train_dataset=None):
-        return _InOrder(self.plan)
+        return InOrder(self.plan.batches)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Sum of the weights of all counted tokens in the global batch: what the loss is divided by."""
         counted = cast(Tensor, sum((batch["weights"] * (batch["labels"] != IGNORED)).sum() for batch in batch_samples))
-        return cast(Tensor, self.accelerator.gather(counted.to(device))).sum()
+        return counted.to(device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self.autocast_bf16):
-            body = self.accelerator.unwrap_model(model)
-            head = output_head(body)
-            student = StudentOutput(
-                hidden_BTD=hidden_states(body, inputs["input_ids"], inputs["attention_mask"]),
-                head_VD=head.weight_VD,
-                bias_V=head.bias_V,
-                labels_BT=inputs["labels"],
-                weights_BT=inputs["weights"],
-                scale=head.scale,
-                softcap=head.softcap,
-            )
-            with torch.autocast(inputs["input_ids"].device.type, enabled=False):
-                targets = self._targets(inputs)  # in the teacher's own dtype, as stored targets are made
-            terms = self.distill_loss(student, targets)
-        # the gradients of all processes are averaged, the count is global
-        loss = terms.total / num_items_in_batch * self.accelerator.num_processes
+        loss = self._total(model, inputs) / cast(Tensor, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_not_finite(loss, inputs["rows"])
         return loss
 
-    def _targets(self, inputs) -> TeacherTargets | None:
-        (teacher,) = self.live_teacher
-        if teacher is not None:
-            head = output_head(teacher)
-            with torch.no_grad():
-                hidden_BTD = hidden_states(teacher, inputs["input_ids"], inputs["attention_mask"])
-            return TeacherTargets(
-                "live",
-                hidden_BTD=hidden_BTD,
-                head_VD=head.weight_VD,
-                bias_V=head.bias_V,
-                scale=head.scale,
-                softcap=head.softcap,
-            )
-        if self.stored is not None:
-            return TeacherTargets.of_batch(*self.stored, inputs)
-        return None
+    def _total(self, model: nn.Module, inputs) -> Tensor:
+        """The loss of a micro-batch in nats, summed over its tokens."""
+        return self.step(inputs)
 
     def _stop_not_finite(self, loss: Tensor, rows: Tensor) -> None:
         last = _last_checkpoint(self._output_folder)
@@ -211,7 +190,7 @@ class _DistillTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         # a finite loss can have a gradient that is not: its weights must never be what a run goes on from
-        if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        if not self._weights_are_finite():
             last = _last_checkpoint(self._output_folder)
             raise StageFailed(
                 f"Weights are no longer finite after step {self.state.global_step} of {self.plan.steps}.\n"
@@ -220,8 +199,24 @@ class _DistillTrainer(Trainer):
             )
         super()._save_checkpoint(model, trial)
         folder = self._output_folder / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.exists():
+        self._finish_checkpoint(folder)
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(p.isfinite().all()) for p in self._student.parameters() if p.requires_grad)
+
+    @property
+    def _student(self) -> nn.Module:
+        return cast(nn.Module, self.model)
+
+    def _finish_checkpoint(self, folder: Path) -> None:
+        if folder.exists():
             write_whole(folder / COMPLETE, "")  # a checkpoint without this file was being written when it was killed
+
+    def _load_rng_state(self, checkpoint) -> None:
+        # it is not there where several processes wrote the checkpoint, each its own
+        if checkpoint is not None and not (Path(checkpoint) / "rng_state.pth").exists():
+            torch.manual_seed(self.args.seed + self.state.global_step)
+        super()._load_rng_state(checkpoint)
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -235,11 +230,11 @@ class _Rows(torch.utils.data.Dataset):
         return self.rows[position]
 
 
-class _InOrder(torch.utils.data.Sampler):
-    """The plan's rows in the plan's order: the whole run is one epoch of it."""
+class InOrder(torch.utils.data.Sampler):
+    """The positions of planned rows in the plan's order: the whole run is one epoch of it."""
 
-    def __init__(self, plan: BatchPlan):
-        self.order = plan.batches.reshape(-1).tolist()
+    def __init__(self, positions: np.ndarray):
+        self.order = positions.reshape(-1).tolist()
 
     def __iter__(self):
         return iter(self.order)
@@ -258,11 +253,13 @@ class _Progress(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def _arguments(training: Training, steps: int, seed: int, folder: Path) -> TrainingArguments:
+def _arguments(
+    kind: type[TrainingArguments], training: Training, steps: int, seed: int, folder: Path, processes: int
+) -> TrainingArguments:
     checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if training.gradient_checkpointing else {}
-    arguments = TrainingArguments(
+    arguments = kind(
         output_dir=str(folder),
-        per_device_train_batch_size=training.batch_size // training.gradient_accumulation_steps,
+        per_device_train_batch_size=training.batch_size // training.gradient_accumulation_steps // processes,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         max_steps=steps,
         learning_rate=training.learning_rate,
@@ -299,6 +296,13 @@ def _every(steps_or_share: float, steps: int) -> int:
     return max(1, round(steps_or_share * steps if steps_or_share < 1 else steps_or_share))
 
 
+def _same_checkpoint(folder: Path, together: World) -> Path | None:
+    """The newest whole checkpoint, as the leader sees it: it alone deletes the others."""
+    found = _last_checkpoint(folder) if together.leads else None
+    name = together.share(found.name if found else None)
+    return folder / name if name else None
+
+
 def _last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; half-written ones are deleted."""
     whole = []
@@ -317,8 +321,12 @@ def _step(checkpoint: Path) -> int:
 def load_last_checkpoint(model: Any, folder: Path) -> None:
     """Puts the weights of the last whole checkpoint in `folder` into `model`; without one, `model` stays as it is."""
     checkpoint = _last_checkpoint(folder)
-    if checkpoint is None:
-        return
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint)
+
+
+def load_checkpoint(model: Any, checkpoint: Path) -> None:
+    """Puts a checkpoint's weights into `model`: those of its adapter, or all."""
     if hasattr(model, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 

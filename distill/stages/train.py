@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.artifact import write_whole
 from distill.checkpoint import local_folder
+from distill.distributed import World, world
 from distill.encoding import load_tokenizer, prompt_text, template_hash, tokenizer_hash, train_tokenizer
+from distill.errors import StageFailed
 from distill.example import Example
 from distill.loss.text import Text
 from distill.recipe import Recipe
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from distill.stages._rows import Said, TokenRow, TokenRows
     from distill.stages._trainer import Trained
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when the same settings give another student."""
 
 
@@ -34,7 +36,8 @@ def settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if recipe.student.kind == "pretrained":
         student.pop("model")  # its weights are an input
     training = asdict(recipe.training)
-    del training["logging_steps"], training["save_steps"]
+    # the first two decide what is seen and kept, the third where the weights lie meanwhile
+    del training["logging_steps"], training["save_steps"], training["sharding"]
     return {
         "version": VERSION,
         "student": student,
@@ -58,14 +61,17 @@ def train_student(
     """Trains the student (or a baseline of that name) and leaves `checkpoint/`, `curve.jsonl`, `training.json`.
 
     `scorer` opens the teacher that scores the student's own answers when `training.on_policy` asks for them.
+    Under several processes all of them call this; the leader writes.
     """
     from distill.stages._batches import plan_batches, plan_tokens
     from distill.stages._rows import own_rows
-    from distill.stages._trainer import write_curve
+    from distill.stages._trainer import load_last_checkpoint, write_curve
 
+    together = world()
     done = folder / "training.json"
-    if done.exists():  # killed between the last file and the seal
-        _tidy(folder)
+    if together.share(done.exists()):  # killed between the last file and the seal
+        if together.leads:
+            _tidy(folder)
         return {}
     tokenizer = student_tokenizer(recipe, examples, said)
     if recipe.loss.kind not in {"text", "aligned"} and name == "student":
@@ -90,16 +96,40 @@ def train_student(
         budget = plan.tokens
         made = own_rows(examples, tokenizer, max_length=max_length)
         plan = plan_tokens(made.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
-    model = _build(recipe, tokenizer, folder)
-    with same_threads(folder) as threads:
+    _same_plan(together, plan)
+    with together.leader_first():  # what it leaves on the disk, the others read
+        model = _build(recipe, tokenizer, folder)
+        with same_threads(folder) as threads:
+            pass
+    with same_threads(folder):
         trained = _trained(recipe, name, model, tokenizer, made.rows, plan, folder, scorer)
+    measured = {"resumed_from_step": trained.resumed_from_step, "world_size": together.size}
+    if together.size > 1:
+        measured["sharding"] = "none" if trained.whole else "full"
+    if not together.leads:
+        return measured
+    if not trained.whole:
+        model = _build(recipe, tokenizer, folder)
+        load_last_checkpoint(model, folder / "trainer")
     _save(model, tokenizer, recipe, folder / "checkpoint")
     write_curve(folder / "curve.jsonl", trained.curve)
     write_whole(folder / "notes.json", json.dumps(made.notes(training.max_length)))
     facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads}
     write_whole(done, json.dumps(facts, indent=1))
     _tidy(folder)  # last: until here a killed run can go on from its checkpoints
-    return {"resumed_from_step": trained.resumed_from_step}
+    return measured
+
+
+def _same_plan(together: World, plan: "BatchPlan") -> None:
+    """Raises StageFailed where processes would train on different batches; nothing later would notice."""
+    plans = together.gather(plan.digest)
+    others = [rank for rank, digest in enumerate(plans) if digest != plans[0]]
+    if others:
+        raise StageFailed(
+            f"Processes {', '.join(map(str, others))} plan other batches than process 0 from the same responses.\n"
+            "All have to see the same files (DISTILL_STORE and the data on a disk that all nodes share) with the "
+            "same versions of distill, numpy and tokenizers."
+        )
 
 
 def rows_to_learn(
@@ -146,6 +176,7 @@ def _trained(
             label=f"train {name}",
             live_teacher=teacher,
             stop_after=stop_after,
+            together=world(),
         )
 
     if name != "student" or not recipe.training.on_policy:
@@ -198,7 +229,8 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
         from distill.runtime.hf import load_quantised
 
         # bitsandbytes quantises while it loads, and the student may have lost layers: it goes through the disk
-        model.save_pretrained(folder / "base")
+        if world().leads:
+            model.save_pretrained(folder / "base")
         model = load_quantised(folder / "base", "nf4")
     adapter = recipe.adapter
     torch.manual_seed(recipe.seed)

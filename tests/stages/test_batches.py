@@ -1,6 +1,7 @@
 """Batches are full, fixed by lengths and seed, and spend a baseline's budget."""
 
 import numpy as np
+import pytest
 
 from distill.stages._batches import plan_batches, plan_tokens
 
@@ -43,3 +44,16 @@ def test_a_baseline_spends_the_students_budget_on_its_own_rows():
 def test_fewer_rows_than_a_batch_repeat():
     plan = plan_batches([7, 9], batch_size=8, seed=0, epochs=1)
     assert plan.batches.shape == (1, 8)
+
+
+@pytest.mark.parametrize(("processes", "micro_batches"), [(1, 1), (2, 1), (3, 2), (4, 3)])
+def test_processes_take_the_rows_of_a_batch_in_turn(processes, micro_batches):
+    plan = plan_batches(list(range(1, 61)), batch_size=12, seed=1, epochs=2)
+    shares = [plan.share(rank, processes, micro_batches) for rank in range(processes)]
+    for step in range(plan.steps):
+        dealt = [row for share in shares for row in share[step].reshape(-1).tolist()]
+        assert sorted(dealt) == sorted(plan.batches[step].tolist())
+    assert {share.shape for share in shares} == {(plan.steps, micro_batches, 12 // processes // micro_batches)}
+    # a batch is sorted by length: dealt in turn, no process gets all the long rows
+    sums = [share[0].sum() for share in shares]
+    assert max(sums) - min(sums) <= plan.batches[0].max() - plan.batches[0].min()

@@ -319,7 +319,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path
     calls = {"n": 0}
     from distill.stages import _trainer
 
-    real = _trainer._DistillTrainer.compute_loss
+    real = _trainer.DistillTrainer.compute_loss
 
     def dies_in_step_5(self, *args, **kwargs):
         calls["n"] += 1
@@ -327,10 +327,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path
             raise Killed
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(_trainer._DistillTrainer, "compute_loss", dies_in_step_5)
+    monkeypatch.setattr(_trainer.DistillTrainer, "compute_loss", dies_in_step_5)
     with pytest.raises(Killed):
         trained(store, tmp_path / "cut", steps=6, save_steps=2, dropout=dropout)
-    monkeypatch.setattr(_trainer._DistillTrainer, "compute_loss", real)
+    monkeypatch.setattr(_trainer.DistillTrainer, "compute_loss", real)
     (tmp_path / "cut" / "checkpoint-5").mkdir()  # one that was being written when the process died
     resumed, resumed_losses = trained(store, tmp_path / "cut", steps=6, save_steps=2, dropout=dropout)
     assert resumed_losses == losses
@@ -339,9 +339,9 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path
 
 
 def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(store, tmp_path, monkeypatch):
-    from distill.stages import _trainer
+    from distill.stages import _step
 
-    real = _trainer.hidden_states
+    real = _step.hidden_states
     calls = {"n": 0}
 
     def breaks_in_step_4(*args):
@@ -349,7 +349,7 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(store, tmp_pat
         hidden = real(*args)
         return hidden * float("nan") if calls["n"] == 4 else hidden
 
-    monkeypatch.setattr(_trainer, "hidden_states", breaks_in_step_4)
+    monkeypatch.setattr(_step, "hidden_states", breaks_in_step_4)
     with pytest.raises(StageFailed) as stopped:
         trained(store, tmp_path / "a", steps=6, save_steps=2)
     message = str(stopped.value)
@@ -377,13 +377,13 @@ def test_the_plan_is_what_is_trained(store, tmp_path, monkeypatch):
     from distill.stages import _trainer
 
     seen = []
-    real = _trainer._DistillTrainer.compute_loss
+    real = _trainer.DistillTrainer.compute_loss
 
     def remember(self, model, inputs, *args, **kwargs):
         seen.append(inputs["rows"].tolist())
         return real(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(_trainer._DistillTrainer, "compute_loss", remember)
+    monkeypatch.setattr(_trainer.DistillTrainer, "compute_loss", remember)
     rows = rows_of(store)
     plan = plan_batches([r.length for r in rows], batch_size=8, seed=0, epochs=1, max_steps=4)
     trained(store, tmp_path / "a", steps=4, gradient_accumulation_steps=2)

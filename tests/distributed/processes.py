@@ -1,0 +1,60 @@
+"""Starts one Python program as two processes: through torchrun, or bare, with the variables that it would set."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.conftest import ROOT, cli_environment
+
+TRAINING = str(Path(__file__).with_name("training.py"))
+LAUNCHER = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    there = {name: value for name, value in cli_environment().items() if name not in LAUNCHER}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "triton_kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**there, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+
+
+def torchrun(arguments: Sequence[str], cwd: Path, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node 2 …`, finished."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def alone(arguments: Sequence[str], cwd: Path, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """One process, finished."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def pair(arguments: Sequence[str], cwd: Path, **more: str) -> list[subprocess.Popen[str]]:
+    """Two processes that nobody looks after, running; their exit codes are their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared, **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def ended(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120) -> tuple[list[int], list[str]]:
+    """Exit codes and what was said; none is left behind, whatever happens."""
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
