@@ -1,0 +1,104 @@
+"""python -m distill.plan: what a recipe needs and costs on given hardware, before anything is downloaded."""
+
+import argparse
+import json
+import os
+import sys
+from typing import NoReturn
+
+from distill.errors import DistillError, RecipeError
+from distill.progress import console
+
+INTERRUPTED = 130
+OWN = ("hardware", "price_per_gpu_hour")
+"""Arguments in Hydra's form that are the plan's own."""
+EPILOG = """\
+hardware is a number and a device of the table, as in 8xh100-80gb or 64xa100-80gb (nodes have the usual number of
+devices); `cpu` is this machine's, cpu-64gb one of so much memory. Any other device is described in place:
+  hardware=4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4
+(bandwidth_gb: of its memory, link_gb: to its neighbours in one direction, both in GB a second; the last two may be left
+out). Without hardware=, the recipe's own counts, else this machine.
+
+examples
+  python -m distill.plan recipe=llama65b_to_7b
+  python -m distill.plan recipe=llama65b_to_7b hardware=64xh100-80gb price_per_gpu_hour=2.5
+  python -m distill.plan recipe=my.yaml training.max_length=4096 adapter=lora --json
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits: 0 planned, whether it fits or not; 2 a wrong recipe or argument; 130 interrupted."""
+    try:
+        code = _run(_arguments(arguments))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except DistillError as error:
+        console().print(str(error), style="red", markup=False, emoji=False)
+        code = error.exit_code
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from distill import _hydra
+    from distill.recipe import parse
+
+    own, overrides = _own(args.overrides)
+    recipe = parse(_hydra.compose(overrides, args.config_dir).config)
+    # last, as it loads torch
+    from distill.planning import plan
+
+    made = plan(recipe, own.get("hardware"), _price(own.get("price_per_gpu_hour")))
+    if args.json:
+        print(json.dumps(made.as_dict(), indent=1))
+    else:
+        from distill.planning.show import show
+
+        show(made)
+    return 0
+
+
+def _own(typed: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(the plan's own arguments, the others, which are the recipe's)."""
+    own = dict(
+        text.lstrip("+").split("=", 1) for text in typed if text.lstrip("+").partition("=")[0] in OWN and "=" in text
+    )
+    return own, [text for text in typed if text.lstrip("+").partition("=")[0] not in OWN]
+
+
+def _price(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"price_per_gpu_hour={text}: needs a number, such as 2.5.") from None
+
+
+def _arguments(typed: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m distill.plan",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Says what a recipe needs and costs, stage by stage, before anything is downloaded.",
+        epilog=EPILOG,
+    )
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="recipe=NAME, hardware=…, price_per_gpu_hour=…, any override"
+    )
+    parser.add_argument("--json", action="store_true", help="bytes, seconds and FLOPs as JSON")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="options and recipes of your own, as for distill itself")
+    return parser.parse_intermixed_args(typed)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RecipeError(f"{message}. See python -m distill.plan --help")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""smallest_change(): what to alter, in the order of what it costs, until a stage fits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill.adapter.lora import Lora
+from distill.adapter.qlora import Qlora
+from distill.planning.hardware import Hardware
+from distill.planning.memory import Memory
+from distill.planning.model import Model
+from distill.recipe import Recipe
+from distill.teacher.vllm import Vllm
+
+MOST_DEVICES = 512
+SHORTEST = 64
+
+
+@dataclass(frozen=True)
+class Change:
+    """Overrides as they are typed, and what they make of the recipe and the hardware."""
+
+    words: tuple[str, ...]
+    recipe: Recipe
+    hardware: Hardware
+
+    def and_then(self, words: str, recipe: Recipe, hardware: Hardware | None = None) -> "Change":
+        return Change((*self.words, words), recipe, hardware or self.hardware)
+
+
+Need = Callable[[Recipe, Hardware], Memory]
+
+
+def smallest_change(
+    need: Need, tries: Iterator[Change], room: Callable[[Hardware], float]
+) -> tuple[str, Memory] | None:
+    """(overrides, memory afterwards) of the first try that fits; None when none does."""
+    for change in tries:
+        memory = need(change.recipe, change.hardware)
+        if memory.total <= room(change.hardware):
+            return " ".join(change.words), memory
+    return None
+
+
+def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
+    """Smaller micro-batches, checkpointing, other layouts, shorter rows, adapters; each also with the cheaper ones."""
+    start = Change((), recipe, hardware)
+    smaller = list(_accumulations(start))
+    yield from smaller
+    least = smaller[-1] if smaller else start
+    cheap = [start, least] if smaller else [start]
+    if not recipe.training.gradient_checkpointing:
+        cheap = [_training(c, "training.gradient_checkpointing=true", gradient_checkpointing=True) for c in cheap]
+        yield from cheap
+    if hardware.count > 1 and recipe.training.sharding != "full" and recipe.adapter.kind != "qlora":
+        yield from (_training(c, "training.sharding=full", sharding="full") for c in cheap)
+    if recipe.adapter.kind != "qlora":
+        yield from _more_devices(cheap[-1])
+    yield from _shorter(cheap[-1])
+    if recipe.adapter.kind == "none" and recipe.student.kind == "pretrained" and recipe.student.layers is None:
+        yield cheap[-1].and_then("adapter=lora", replace(cheap[-1].recipe, adapter=Lora(kind="lora")))
+    if recipe.adapter.kind != "qlora" and recipe.student.kind == "pretrained" and "lora" not in recipe.compression:
+        yield cheap[-1].and_then("adapter=qlora", replace(cheap[-1].recipe, adapter=Qlora(kind="qlora")))
+
+
+def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[Change]:
+    """Smaller batches, all GPUs of a node, four bits, a tensor-parallel server, more GPUs."""
+    teacher, start = recipe.teacher, Change((), recipe, hardware)
+    if teacher.kind == "vllm":
+        yield from _more_parallel(start, model)
+        return
+    if teacher.kind != "hf":
+        return
+    size, smaller = teacher.batch_size, []
+    while size > max(1, teacher.samples):
+        size = max(size // 2, 1)
+        smaller.append(_teacher(start, f"teacher.batch_size={size}", batch_size=size))
+    yield from smaller
+    cheap = [start, smaller[-1]] if smaller else [start]
+    spread = cheap
+    if hardware.per_node > 1 and teacher.device_map is None:
+        spread = [_teacher(c, "teacher.device_map=auto", device_map="auto") for c in cheap]
+        yield from spread
+    if teacher.quantization == "none":
+        yield from (_teacher(c, "teacher.quantization=nf4", quantization="nf4") for c in cheap)
+        if spread is not cheap:
+            yield from (_teacher(c, "teacher.quantization=nf4", quantization="nf4") for c in spread)
+    if not hardware.is_cpu:
+        served = replace(recipe, teacher=_as_served(teacher)) if recipe.target_kind in {None, "top_k"} else None
+        if served is not None:
+            yield from _more_parallel(Change(("teacher=vllm",), served, hardware), model)
+        yield from _more_of_a_node(spread[-1] if spread is not cheap else cheap[-1])
+
+
+def _accumulations(start: Change) -> Iterator[Change]:
+    training, share = start.recipe.training, start.hardware.count
+    for steps in range(training.gradient_accumulation_steps + 1, training.batch_size + 1):
+        if training.batch_size % steps == 0 and (training.batch_size // steps) % share == 0:
+            yield _training(start, f"training.gradient_accumulation_steps={steps}", gradient_accumulation_steps=steps)
+
+
+def _more_devices(start: Change) -> Iterator[Change]:
+    count = start.hardware.count
+    while not start.hardware.is_cpu and count < MOST_DEVICES:
+        count *= 2
+        hardware = replace(start.hardware, count=count)
+        recipe = start.recipe
+        micro = recipe.training.batch_size // recipe.training.gradient_accumulation_steps
+        words = f"hardware={hardware}"
+        if micro % count:
+            steps = recipe.training.batch_size // count
+            if not steps or recipe.training.batch_size % steps:
+                return
+            recipe = replace(recipe, training=replace(recipe.training, gradient_accumulation_steps=steps))
+            start = Change(tuple(w for w in start.words if "accumulation" not in w), start.recipe, start.hardware)
+            words += f" training.gradient_accumulation_steps={steps}"
+        yield start.and_then(words, recipe, hardware)
+
+
+def _more_of_a_node(start: Change) -> Iterator[Change]:
+    """As many GPUs as a node has, or its nodes together can hold; one process reaches one node only."""
+    count = start.hardware.count
+    while count < start.hardware.device.per_node:
+        count *= 2
+        hardware = replace(start.hardware, count=count)
+        yield _teacher(start, f"teacher.device_map=auto hardware={hardware}", hardware, device_map="auto")
+
+
+def _more_parallel(start: Change, model: Model) -> Iterator[Change]:
+    teacher: Any = start.recipe.teacher
+    size, count = teacher.tensor_parallel_size, start.hardware.count
+    while size < MOST_DEVICES and model.heads % (2 * size) == 0 and 2 * size <= start.hardware.device.per_node:
+        size *= 2
+        hardware = replace(start.hardware, count=max(count, size * teacher.pipeline_parallel_size))
+        more = f" hardware={hardware}" if hardware.count > count else ""
+        yield _teacher(start, f"teacher.tensor_parallel_size={size}{more}", hardware, tensor_parallel_size=size)
+    stages = teacher.pipeline_parallel_size
+    while stages < 16:
+        stages *= 2
+        hardware = replace(start.hardware, count=max(count, size * stages))
+        more = f" hardware={hardware}" if hardware.count > count else ""
+        words = f"teacher.tensor_parallel_size={size} teacher.pipeline_parallel_size={stages}{more}"
+        yield _teacher(start, words, hardware, tensor_parallel_size=size, pipeline_parallel_size=stages)
+
+
+def _shorter(start: Change) -> Iterator[Change]:
+    length = start.recipe.training.max_length
+    while length > SHORTEST:
+        length //= 2
+        yield _training(start, f"training.max_length={length}", max_length=length)
+
+
+def _as_served(teacher: Any) -> Vllm:
+    same = ("responses", "keep_answers", "samples", "filters", "temperature", "max_new_tokens", "revision")
+    return Vllm(kind="vllm", model=teacher.model, **{name: getattr(teacher, name) for name in same})
+
+
+def _training(start: Change, words: str, **values: Any) -> Change:
+    return start.and_then(words, replace(start.recipe, training=replace(start.recipe.training, **values)))
+
+
+def _teacher(start: Change, words: str, hardware: Hardware | None = None, **values: Any) -> Change:
+    return start.and_then(words, replace(start.recipe, teacher=replace(start.recipe.teacher, **values)), hardware)

@@ -1,0 +1,135 @@
+"""Hardware: what a recipe is to run on, from "8xh100-80gb", from a description, or from this machine."""
+
+import difflib
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from distill.errors import RecipeError
+from distill.planning.devices import DEVICES, NODE_LINK, Device, cpu
+
+DESCRIBED = {
+    "memory_gb": 1e9,
+    "bf16_tflops": 1e12,
+    "bandwidth_gb": 1e9,
+    "link_gb": 1e9,
+    "per_node": 1,
+}
+"""Words of a description → their unit."""
+EXAMPLE = "4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4"
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of one kind, in nodes."""
+
+    device: Device
+    count: int
+
+    @property
+    def per_node(self) -> int:
+        """Devices that share a node's links."""
+        return min(self.count, self.device.per_node)
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.count // self.device.per_node)
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.name.startswith("cpu")
+
+    @property
+    def link_bandwidth(self) -> float:
+        """Bytes per second and device between all devices, one direction: the slowest link decides."""
+        return self.device.link_bandwidth if self.nodes == 1 else min(self.device.link_bandwidth, NODE_LINK)
+
+    def __str__(self) -> str:
+        return f"{self.count}x{self.device.name}"
+
+
+def hardware_of(asked: str | None) -> Hardware:
+    """`asked`, such as "8xh100-80gb", "cpu-16gb" or a description (`EXAMPLE`); None is this machine.
+
+    Raises:
+        RecipeError: it names no device that is known and describes none.
+    """
+    if asked is None:
+        return this_machine()
+    name, _, described = asked.strip().lower().partition(":")
+    found = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9_.-]*)", name)
+    if not found or found[1] == "0":
+        raise RecipeError(
+            f"hardware={asked}: needs a number and a device, such as 8xh100-80gb, or 4xcpu-64gb for machines without."
+        )
+    count, device = int(found[1] or 1), found[2]
+    if described:
+        return Hardware(_described(asked, device, described), count)
+    if memory := re.fullmatch(r"cpu(?:-(\d+)gb)?", device):
+        here = this_cpu()
+        return Hardware(cpu(_cores(), int(memory[1]) * 1e9) if memory[1] else here, count)
+    return Hardware(DEVICES.get(device) or _only_one(asked, device), count)
+
+
+def this_machine() -> Hardware:
+    """Its GPUs, where its driver names any, else its cores and memory."""
+    ask = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return Hardware(this_cpu(), 1)
+    gpus = [line.rsplit(",", 1) for line in lines if "," in line]
+    if not gpus:
+        return Hardware(this_cpu(), 1)
+    name, memory_bytes = gpus[0][0], float(gpus[0][1]) * 2**20
+    words = name.lower().replace(" ", "").replace("-", "")
+    alike = [d for d in DEVICES.values() if d.name.partition("-")[0] in words]
+    if not alike:
+        raise RecipeError(
+            f"This machine's {name} is not in the table of devices. Describe it: hardware={EXAMPLE}\n"
+            f"(there are: {', '.join(DEVICES)})"
+        )
+    return Hardware(min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes)), len(gpus))
+
+
+def this_cpu() -> Device:
+    """All cores and the memory of this machine."""
+    return cpu(_cores(), float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _only_one(asked: str, device: str) -> Device:
+    """The one device of that name when its memory was left out. Raises RecipeError."""
+    alike = [known for name, known in DEVICES.items() if name.startswith(f"{device}-")]
+    if len(alike) == 1:
+        return alike[0]
+    near = [known.name for known in alike] or difflib.get_close_matches(device, DEVICES, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise RecipeError(
+        f"hardware={asked}: no device {device!r} is known.{hint}\n"
+        f"There are: {', '.join(DEVICES)}, cpu, cpu-64gb.\n"
+        f"Describe any other one: hardware={EXAMPLE}"
+    )
+
+
+def _described(asked: str, name: str, words: str) -> Device:
+    values: dict[str, float] = {}
+    for word in words.split(","):
+        key, _, value = word.partition("=")
+        if key not in DESCRIBED or not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) == 0:
+            raise RecipeError(
+                f"hardware={asked}: {word!r} is none of {', '.join(f'{known}=NUMBER' for known in DESCRIBED)}.\n"
+                f"An example: hardware={EXAMPLE}"
+            )
+        values[key] = float(value) * DESCRIBED[key]
+    needed = [key for key in ("memory_gb", "bf16_tflops", "bandwidth_gb") if key not in values]
+    if needed:
+        raise RecipeError(f"hardware={asked}: {', '.join(needed)} is needed too. An example: hardware={EXAMPLE}")
+    flops, bandwidth = values["bf16_tflops"], values["bandwidth_gb"]
+    # without a link of its own: PCIe 4.0 x16
+    link, per_node = values.get("link_gb", 32e9), int(values.get("per_node", 8))
+    return Device(name, values["memory_gb"], flops, flops / 8, bandwidth, link, per_node, "as described")

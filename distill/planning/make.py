@@ -1,0 +1,105 @@
+"""plan(): a recipe and its hardware → a Plan. Reads configurations and local data; downloads no weights."""
+
+from distill.errors import RecipeError
+from distill.planning import rates
+from distill.planning.facts import Facts, bytes_to_download, facts_of
+from distill.planning.hardware import Hardware, hardware_of
+from distill.planning.memory import ADAM, FLOAT32, trained
+from distill.planning.package_stages import package_bytes
+from distill.planning.result import Download, Plan
+from distill.planning.site import Site
+from distill.planning.stages import stages_of
+from distill.planning.store_size import store_bytes
+from distill.recipe import Recipe
+
+
+def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float | None = None) -> Plan:
+    """What `recipe` needs on `hardware`: None takes the recipe's own, else this machine.
+
+    Args:
+        hardware: such as "8xh100-80gb"; see `distill.planning.hardware`.
+        price_per_gpu_hour: of one device for an hour, in any currency.
+
+    Raises:
+        RecipeError: a checkpoint, an architecture or the hardware is not known.
+        DataError: the data's file cannot be read.
+    """
+    if price_per_gpu_hour is not None and not 0 <= price_per_gpu_hour < 1e6:
+        raise RecipeError(f"price_per_gpu_hour={price_per_gpu_hour}: needs the price of one device for an hour.")
+    on = hardware_of(hardware or recipe.hardware)
+    facts = facts_of(recipe)
+    stages = stages_of(Site(recipe, facts, on))
+    models = [*(model for _, model in facts.teachers.values() if model), facts.student]
+    downloads = {model.name: Download(model.name, bytes_to_download(model), model.stored) for model in models}
+    fetched = tuple(download for download in downloads.values() if download.bytes)
+    first = next((model for _, model in facts.teachers.values() if model), None)
+    stored = _stored(recipe, facts)
+    return Plan(
+        recipe=recipe.name,
+        hardware=str(on),
+        devices=on.count,
+        nodes=on.nodes,
+        device_bytes=on.device.memory_bytes,
+        teacher_parameters=first.parameters if first else None,
+        student_parameters=facts.student.parameters,
+        rows=facts.volume.rows,
+        stages=tuple(stages),
+        downloads=fetched,
+        store_bytes=stored,
+        disk_bytes=sum(d.bytes for d in fetched) + stored + _on_disk(recipe, facts, on),
+        price_per_gpu_hour=price_per_gpu_hour,
+        assumptions=(*facts.notes, *facts.volume.notes, *_assumed(recipe, on, facts)),
+        licence=_licence(recipe),
+    )
+
+
+def _stored(recipe: Recipe, facts: Facts) -> float:
+    vocab = next((model.vocab for _, model in facts.teachers.values() if model), facts.student.vocab)
+    return store_bytes(recipe, facts.volume, vocab, facts.student.hidden)
+
+
+def _on_disk(recipe: Recipe, facts: Facts, hardware: Hardware) -> float:
+    """Students, two checkpoints of the training that runs, and packages."""
+    student = facts.student
+    students = (1 + len(recipe.baselines)) * FLOAT32 * student.parameters
+    updated = trained(recipe, student, hardware).parameters
+    checkpoints = 2 * (FLOAT32 + ADAM) * updated
+    return students + checkpoints + sum(package_bytes(c, student) for c in recipe.compression.values())
+
+
+def _assumed(recipe: Recipe, hardware: Hardware, facts: Facts) -> list[str]:
+    """What the figures rest on, one line each."""
+    if hardware.is_cpu:
+        lines = [
+            "speed: 0.06 TFLOP/s for each core and 20 GB/s of memory are assumed for a CPU; times are rough.",
+            "memory: what torch holds, with MALLOC_MMAP_THRESHOLD_=1048576 set; else glibc keeps 10 to 70 % more.",
+        ]
+    else:
+        lines = [
+            f"speed: {rates.TRAINING_SHARE:.0%} of the bf16 peak in training, {rates.READING_SHARE:.0%} in reading, "
+            f"{rates.BANDWIDTH_SHARE:.0%} of the memory's bandwidth in writing.",
+            "memory: 1.5 GB of each GPU for CUDA, NCCL and what the allocator cannot use.",
+        ]
+    if hardware.count > 1 and not hardware.is_cpu:
+        lines.append(
+            f"training: one process for each GPU (torchrun --nproc-per-node {hardware.per_node}"
+            + (f" --nnodes {hardware.nodes}" if hardware.nodes > 1 else "")
+            + " -m distill …)."
+        )
+    if recipe.training.on_policy:
+        lines.append("training.on_policy: the student's own answers and their scores are not in these figures.")
+    evaluated = recipe.evaluation.positions * max(
+        [facts.student.vocab, *(model.vocab for _, model in facts.teachers.values() if model)]
+    )
+    if not hardware.is_cpu and 4 * evaluated > 8e9:
+        lines.append(
+            f"evaluation.positions={recipe.evaluation.positions}: its log-probabilities take {4 * evaluated / 1e9:.0f} "
+            "GB of the machine's own memory for each model."
+        )
+    return lines
+
+
+def _licence(recipe: Recipe) -> tuple[str, ...]:
+    from distill._licences import verdict
+
+    return tuple(f"{finding.level}: {finding}" for finding in verdict(recipe).findings if finding.level != "ok")

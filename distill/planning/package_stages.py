@@ -1,0 +1,219 @@
+"""compress, verify and evaluate: what is made of the student, proven and scored. One device works at a time."""
+
+from dataclasses import replace
+from typing import Any
+
+from distill.adapter.qlora import Qlora
+from distill.planning import rates
+from distill.planning.changes import for_teaching, for_training
+from distill.planning.hardware import Hardware
+from distill.planning.memory import FLOAT32, Memory, of_student, process_bytes
+from distill.planning.model import Model
+from distill.planning.result import Stage
+from distill.planning.site import Site, size_of
+from distill.planning.teaching import dtype_of, local_bytes, of_reader, spread_over
+from distill.planning.train_stage import training_work
+from distill.planning.volume import Volume
+from distill.recipe import Recipe
+
+DISK_RATE = 1e9
+"""Bytes per second at which checkpoints are read and written: an assumption."""
+VERIFIED_ROWS, VERIFIED_POSITIONS = 64, 1000
+EVALUATION_BATCH = 128
+LONGEST_READ = 2048
+
+
+def compress(site: Site) -> list[Stage]:
+    recipe, student, hardware = site.recipe, site.facts.student, site.hardware
+    if not recipe.compression:
+        return []
+    one = replace(hardware, count=1)
+
+    def need(recipe: Recipe, _: Hardware) -> Memory:
+        return max((_making(recipe, c, student, site.volume, one) for c in recipe.compression.values()), key=_total)
+
+    seconds, flops, packages = 0.0, 0.0, 0.0
+    for compression in recipe.compression.values():
+        size = package_bytes(compression, student)
+        packages += size
+        seconds += (FLOAT32 * student.parameters + size) / DISK_RATE
+        if compression.heals:
+            healing = _healing(recipe, compression)
+            _, _, work = training_work(replace(site, recipe=healing, hardware=one), None)
+            seconds, flops = seconds + work.seconds, flops + work.flops
+    return [
+        site.finished(
+            "compress",
+            f"{size_of(student)}, {', '.join(recipe.compression)}",
+            "one device",
+            need,
+            for_training(recipe, hardware) if any(c.heals for c in recipe.compression.values()) else iter(()),
+            rates.Work(flops, seconds, "disk"),
+            tokens=0.0,
+            disk_bytes=packages,
+        )
+    ]
+
+
+def package_bytes(compression: Any, student: Model) -> float:
+    """Of the weights of a package."""
+    rest = 2.0 * (student.parameters - student.linear)
+    match compression.kind:
+        case "bnb_nf4" | "bnb_nf4_lora":
+            nf4 = 0.5 + (1 if getattr(compression, "double_quant", False) else 4) / 64
+            adapter = FLOAT32 * student.linear_sizes * getattr(compression, "rank", 0)
+            return rest + nf4 * student.linear + adapter
+        case "bnb_int8":
+            return rest + student.linear
+        case "lora":
+            return FLOAT32 * student.linear_sizes * 16.0
+        case kind if kind.startswith("gguf_q8"):
+            return student.parameters * 34 / 32
+        case kind if kind.startswith("gguf_q4"):
+            return student.parameters * 0.6
+    return 2.0 * student.parameters
+
+
+def _making(recipe: Recipe, compression: Any, student: Model, volume: Volume, hardware: Hardware) -> Memory:
+    process = process_bytes(hardware)
+    if compression.heals:
+        memory = of_student(
+            _healing(recipe, compression), student, volume, hardware, kind=recipe.target_kind, live=None
+        )
+        return replace(memory, moment=f"healing {compression.kind}")
+    if compression.kind == "bf16" and not hardware.is_cpu:
+        return Memory(process=process, moment="bf16 is made on the CPU")
+    whole = FLOAT32 * student.parameters if compression.kind.startswith("gguf") else 0.0
+    return Memory(
+        weights=max(whole, package_bytes(compression, student)), process=process, moment=f"making {compression.kind}"
+    )
+
+
+def _healing(recipe: Recipe, compression: Any) -> Recipe:
+    training = replace(recipe.training, max_steps=compression.max_steps, dropout=0.0)
+    return replace(
+        recipe,
+        adapter=Qlora(kind="qlora", rank=compression.rank),
+        training=training,
+        student=_pretrained(recipe),
+        compression={},
+    )
+
+
+def _pretrained(recipe: Recipe) -> Any:
+    """A student from scratch has become a checkpoint by then."""
+    from distill.student.pretrained import Pretrained
+
+    return recipe.student if recipe.student.kind == "pretrained" else Pretrained(kind="pretrained", model="student")
+
+
+def verify(site: Site) -> list[Stage]:
+    recipe, student, hardware = site.recipe, site.facts.student, site.hardware
+    packages = [c for c in recipe.compression.values() if c.runtime == "transformers"]
+    if not recipe.compression:
+        return []
+    length = min(site.volume.longest(1 << 20), student.positions or LONGEST_READ)
+
+    def need(_: Recipe, hardware: Hardware) -> Memory:
+        memory = of_reader(
+            student,
+            FLOAT32 * student.parameters,
+            "float32",
+            hardware,
+            length=length,
+            positions=VERIFIED_POSITIONS,
+            rows=8,
+            new_tokens=48,
+        )
+        return replace(memory, moment="the student in float32")
+
+    models = 1 + len(packages)
+    read = rates.reading(student, models * VERIFIED_ROWS * length, length, hardware, 1)
+    seconds = read.seconds + (FLOAT32 * student.parameters * models) / DISK_RATE
+    return [
+        site.finished(
+            "verify",
+            f"{size_of(student)} and {len(recipe.compression)} packages, one after another",
+            "one device",
+            need,
+            iter(()),
+            rates.Work(read.flops, seconds, "disk"),
+            tokens=float(models * VERIFIED_ROWS * length),
+        )
+    ]
+
+
+def evaluate(site: Site) -> list[Stage]:
+    recipe, student, hardware, volume = site.recipe, site.facts.student, site.hardware, site.volume
+    evaluation, one = recipe.evaluation, replace(hardware, count=1)
+    length = min(volume.longest(recipe.training.max_length), student.positions or 1 << 30)
+    asked = evaluation.samples if evaluation.kind == "bits_per_byte" else evaluation.rows or volume.evaluation_rows
+    asked = min(asked, volume.evaluation_rows)
+    prompt = max(1, min(volume.longest_prompt, (student.positions or 1 << 30) - evaluation.max_new_tokens))
+    scored: list[tuple[Model, float, str, int]] = [(student, FLOAT32 * student.parameters, "float32", 1)]
+    teacher, model = site.facts.teachers.get("teach", (None, None))
+    if teacher is not None and teacher.kind == "hf" and model is not None:
+        scored.append((model, local_bytes(teacher, model), dtype_of(teacher, model), spread_over(teacher, hardware)))
+
+    def need(recipe: Recipe, hardware: Hardware) -> Memory:
+        memories = []
+        for of, weights, dtype, spread in scored:
+            if of is model and recipe.teacher is not teacher:  # a change of the teacher is tried
+                if recipe.teacher.kind != "hf":
+                    continue  # a served teacher is not scored
+                weights, spread = local_bytes(recipe.teacher, of), spread_over(recipe.teacher, hardware)
+            memory = of_reader(
+                of,
+                weights,
+                dtype,
+                hardware,
+                length=length,
+                positions=evaluation.positions,
+                rows=min(EVALUATION_BATCH, max(1, asked)),
+                new_tokens=evaluation.max_new_tokens,
+                prompt=prompt,
+                spread=spread,
+            )
+            memories.append(replace(memory, moment=f"{size_of(of)}: {memory.moment}"))
+        return max(memories, key=_total)
+
+    work, tokens = rates.NOTHING, 0.0
+    students = 1 + len(recipe.baselines) + sum(c.runtime == "transformers" for c in recipe.compression.values())
+    mean_prompt = min(volume.prompt, prompt)
+    for of, weights, _, _ in scored:
+        times = students if of is student else 1
+        wrote = rates.writing(
+            of,
+            asked,
+            mean_prompt,
+            evaluation.max_new_tokens,
+            one,
+            at_once=EVALUATION_BATCH,
+            devices=1,
+            weight_bytes=weights,
+            engine="transformers",
+        )
+        read = rates.reading(of, 2 * evaluation.positions, length, one, 1)
+        tokens += times * (asked * (mean_prompt + evaluation.max_new_tokens) + evaluation.positions)
+        work = rates.Work(
+            work.flops + times * (wrote.flops + read.flops),
+            work.seconds + times * (wrote.seconds + read.seconds + weights / DISK_RATE),
+            wrote.bound,
+        )
+    return [
+        site.finished(
+            "evaluate",
+            f"{students} of {size_of(student)}" + (f", the teacher of {size_of(scored[1][0])}" if scored[1:] else ""),
+            "one device" if all(spread == 1 for *_, spread in scored) else f"teacher over {scored[1][3]} devices",
+            need,
+            for_teaching(recipe, hardware, model)
+            if teacher is not None and model is not None and teacher.kind == "hf"
+            else iter(()),
+            work,
+            tokens=tokens,
+        )
+    ]
+
+
+def _total(memory: Memory) -> float:
+    return memory.total

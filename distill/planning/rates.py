@@ -1,0 +1,119 @@
+"""Rates: seconds of reading, writing and training. The shares of a device's peak are assumptions, and said as such."""
+
+from dataclasses import dataclass
+
+from distill.planning.hardware import Hardware
+from distill.planning.model import Model
+
+TRAINING_SHARE = 0.40
+"""Of the bf16 peak, as 6 N per token counts it: Llama 3 reports 38 to 43 % on H100 (arXiv:2407.21783, table 4)."""
+READING_SHARE = 0.45
+"""Of the same, for forward passes over long batches."""
+BANDWIDTH_SHARE = 0.5
+"""Of the memory's bandwidth, while one token of every row is written."""
+LAYER_SECONDS = 0.8e-3
+"""Least time of one layer and step where transformers starts each GPU kernel from Python: 7B writes at most 40 steps a
+second, as its users report. vLLM replays graphs and does not pay it."""
+EXCHANGE_SECONDS = 15e-6
+"""Of one small all-reduce within a node; tensor parallelism takes two a layer."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done, how long it takes, and what bounds it."""
+
+    flops: float
+    seconds: float
+    bound: str
+
+
+NOTHING = Work(0.0, 0.0, "")
+
+
+def flops_of(hardware: Hardware, *, bf16: bool) -> float:
+    """Per second and device."""
+    return hardware.device.bf16_flops if bf16 else hardware.device.float32_flops
+
+
+def share(hardware: Hardware, of_peak: float) -> float:
+    """A CPU's figure is what it reaches already."""
+    return 1.0 if hardware.is_cpu else of_peak
+
+
+def reading(model: Model, tokens: float, length: float, hardware: Hardware, devices: int, *, bf16: bool = True) -> Work:
+    """Forward passes over `tokens` in rows of `length`."""
+    flops = tokens * model.flops_per_token(length / 2)
+    rate = devices * flops_of(hardware, bf16=bf16) * share(hardware, READING_SHARE)
+    return Work(flops, flops / rate, "arithmetic")
+
+
+def writing(
+    model: Model,
+    rows: float,
+    prompt: float,
+    answer: float,
+    hardware: Hardware,
+    *,
+    at_once: float,
+    devices: int,
+    weight_bytes: float,
+    engine: str,
+) -> Work:
+    """Answers of `answer` tokens to `rows` prompts, `at_once` beside each other on `devices` that work together.
+
+    One step writes a token of each row. It reads all weights and all keys and values, and bandwidth bounds it.
+    """
+    at_once = max(1.0, min(at_once, rows))
+    first = reading(model, rows * prompt, prompt, hardware, devices)
+    context = prompt + answer / 2
+    moved = weight_bytes + at_once * model.kv_bytes(max(1, round(context)))
+    flops = model.flops_per_token(context)
+    by_bandwidth = moved / (devices * hardware.device.memory_bandwidth * BANDWIDTH_SHARE)
+    by_flops = at_once * flops / (devices * hardware.device.bf16_flops * share(hardware, READING_SHARE))
+    exchanged = 2 * model.layers * EXCHANGE_SECONDS if devices > 1 and engine == "vllm" else 0.0
+    started = model.layers * LAYER_SECONDS if engine == "transformers" and not hardware.is_cpu else 0.0
+    step = max(by_bandwidth + exchanged, by_flops, started)
+    bounds = {"arithmetic": by_flops, "kernel launches": started, "memory bandwidth": by_bandwidth + exchanged}
+    steps = rows / at_once * answer
+    bound = max(bounds, key=lambda name: bounds[name])
+    return Work(first.flops + rows * answer * flops, first.seconds + steps * step, bound)
+
+
+def training(
+    model: Model,
+    tokens: float,
+    length: float,
+    steps: float,
+    hardware: Hardware,
+    *,
+    micro_batches: int,
+    busy: int,
+    shards: int,
+    trained: float,
+    recomputes: bool,
+    frozen: bool,
+    bf16: bool,
+) -> Work:
+    """Forward and backward passes over `tokens`, and what the devices send each other meanwhile.
+
+    Args:
+        busy: devices that have rows; a batch of fewer rows than devices leaves some idle.
+        shards: devices over which one copy is cut (FSDP2); 1 where each holds all of it.
+        trained: parameters whose gradients are sent.
+        recomputes: gradient checkpointing, one more forward pass.
+        frozen: with an adapter, weights have no gradient of their own: two passes, not three.
+    """
+    forward = model.flops_per_token(length / 2)
+    counted = tokens * forward * (2 if frozen else 3)
+    done = counted + (tokens * forward if recomputes else 0.0)
+    by_flops = done / (busy * flops_of(hardware, bf16=bf16) * share(hardware, TRAINING_SHARE))
+    others = (hardware.count - 1) / hardware.count
+    if shards > 1:  # weights for the forward and the backward pass of every micro-batch, then gradients; float32
+        sent = steps * micro_batches * (2 * 4.0 * model.parameters + 4.0 * trained) * others
+    else:  # an all-reduce of gradients sends and receives each of them
+        sent = steps * 2 * 4.0 * trained * others
+    by_link = sent / hardware.link_bandwidth if hardware.count > 1 else 0.0
+    bound = "arithmetic" if by_flops >= by_link else "links between devices"
+    if busy < hardware.count:
+        bound += f", {hardware.count - busy} of {hardware.count} devices have no rows"
+    return Work(done, max(by_flops, by_link), bound)

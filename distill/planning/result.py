@@ -1,0 +1,140 @@
+"""Plan: what a recipe needs and costs, stage by stage, in bytes, seconds and FLOP; `as_dict` is what --json says."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from distill.planning.memory import Memory
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, as its fullest device sees it."""
+
+    name: str
+    what: str
+    """Which model, in its size's words."""
+    layout: str
+    """On which devices, and how it lies on them."""
+    memory: Memory
+    available_bytes: float
+    change: str | None
+    """Overrides that make it fit, when it does not; None when it fits, or nothing of ours makes it fit."""
+    changed_bytes: float | None
+    """What it needs after the change."""
+    tokens: float
+    flops: float
+    seconds: float
+    bound: str
+    """What its speed is bounded by."""
+    disk_bytes: float
+    """That it leaves in the store of artifacts."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.total <= self.available_bytes
+
+    @property
+    def said(self) -> str:
+        """Whether it fits, in one sentence."""
+        there = f"{self.available_bytes / 1e9:.3g} GB"
+        memory = self.memory
+        largest = getattr(memory, memory.largest.replace(" ", "_"))
+        if largest > self.available_bytes:
+            needs = f"{self.name} needs {largest / 1e9:.3g} GB for {memory.largest}"
+        else:
+            needs = f"{self.name} needs {memory.total / 1e9:.3g} GB, {largest / 1e9:.3g} of them for {memory.largest}"
+        if self.fits:
+            return f"{needs}, {there} is there: fits"
+        change = self.change or "none of ours; it takes larger or more devices"
+        return f"{needs}, {there} is there: does not fit; smallest change: {change}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """Weights that a run fetches first."""
+
+    name: str
+    bytes: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one recipe on one machine or cluster."""
+
+    recipe: str
+    hardware: str
+    devices: int
+    nodes: int
+    device_bytes: float
+    teacher_parameters: int | None
+    student_parameters: int
+    rows: int
+    stages: tuple[Stage, ...]
+    downloads: tuple[Download, ...]
+    store_bytes: float
+    disk_bytes: float
+    """Everything on disk at its most: downloads, store, students, training's own checkpoints, packages."""
+    price_per_gpu_hour: float | None
+    assumptions: tuple[str, ...]
+    licence: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return all(stage.fits for stage in self.stages)
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.seconds for stage in self.stages) / 3600
+
+    @property
+    def node_hours(self) -> float:
+        return self.hours * self.nodes
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.devices
+
+    @property
+    def price(self) -> float | None:
+        """Of all devices for the whole time, in the currency of the price; None without a price."""
+        return None if self.price_per_gpu_hour is None else self.gpu_hours * self.price_per_gpu_hour
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what does not fit and the smallest change; or that everything fits, and the cost."""
+        wrong = [stage for stage in self.stages if not stage.fits]
+        if wrong:
+            more = f" (and {', '.join(stage.name for stage in wrong[1:])})" if len(wrong) > 1 else ""
+            return f"{self.hardware}: {wrong[0].said}{more}."
+        fullest = max(self.stages, key=lambda stage: stage.memory.total)
+        cost = f"about {spoken_time(self.hours * 3600)}"
+        if self.nodes > 1 or self.hours >= 1:
+            cost += f", {self.node_hours:,.3g} node-hours"
+        if self.price is not None:
+            cost += f", {self.price:,.0f} in money"
+        return (
+            f"{self.hardware}: everything fits; {fullest.name} is the fullest with {fullest.memory.total / 1e9:.3g} of "
+            f"{fullest.available_bytes / 1e9:.3g} GB; {cost}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: the fields, and what follows from them."""
+        plain = dataclasses.asdict(self)
+        for stage, given in zip(plain["stages"], self.stages, strict=True):
+            stage["memory"]["total"] = given.memory.total
+            stage["fits"] = given.fits
+        names = ("fits", "hours", "node_hours", "gpu_hours", "price", "verdict")
+        return {**plain, **{name: getattr(self, name) for name in names}}
+
+
+def spoken_time(seconds: float) -> str:
+    """ "40 s", "12 minutes", "7.5 hours" or "3.2 days"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.3g} hours"
+    return f"{seconds / 86400:.3g} days"

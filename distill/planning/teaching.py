@@ -1,0 +1,161 @@
+"""What a teacher, or any model that is asked, takes on a device: weights, keys and values, logits."""
+
+import json
+
+from distill.planning.activations import Pass, of_reading
+from distill.planning.hardware import Hardware
+from distill.planning.memory import FLOAT32, NF4, Memory, process_bytes
+from distill.planning.model import BYTES, Model
+from distill.teacher.hf import Hf
+from distill.teacher.vllm import Vllm
+
+SMALL_BYTES = 200e6
+LOGITS_BYTES = 64 * 2**20
+LOGITS_COPIES = 5
+"""Logits, probabilities, their sums and what is drawn exist beside each other for a chunk of positions."""
+TOKENS_PER_BATCH = 8192
+VLLM_SHARE = 0.9
+"""vLLM's default gpu_memory_utilization."""
+INT8 = 1.0
+
+
+def dtype_of(teacher: Hf, model: Model) -> str:
+    """As `distill.stages._local_teacher.how_to_load` decides."""
+    if teacher.dtype != "auto":
+        return teacher.dtype
+    return "float32" if model.stored_bytes < SMALL_BYTES else model.stored
+
+
+def weight_bytes(model: Model, dtype: str, quantization: str = "none") -> float:
+    """Bytes of the weights in memory."""
+    rest = BYTES[dtype] * (model.parameters - model.linear)
+    if quantization == "none":
+        return float(BYTES[dtype] * model.parameters)
+    return rest + model.linear * (NF4 if quantization == "nf4" else INT8)
+
+
+def local_bytes(teacher: Hf, model: Model) -> float:
+    """Of the weights of teacher=hf, on all its devices together."""
+    return weight_bytes(model, dtype_of(teacher, model), teacher.quantization)
+
+
+def of_local(
+    teacher: Hf, model: Model, hardware: Hardware, *, prompt: int, length: int, generates: bool, targets: bool
+) -> Memory:
+    """teacher=hf, on one device or spread over those of a node.
+
+    Args:
+        prompt, length: tokens of the longest prompt and of the longest row.
+        generates: whether it writes answers, which needs keys and values.
+        targets: whether its distributions are stored, which needs its head in float32.
+    """
+    dtype = dtype_of(teacher, model)
+    spread = spread_over(teacher, hardware)
+    weights = local_bytes(teacher, model) / spread
+    rows = teacher.batch_size
+    head = FLOAT32 * model.head_size if targets and dtype != "float32" else 0.0
+    chunk = LOGITS_COPIES * max(LOGITS_BYTES, FLOAT32 * model.vocab) if targets else 0.0
+    wide = dtype != "float32"
+    longest = length if targets else prompt
+    reading = of_reading(json.dumps(model.config), Pass(rows, max(8, longest), bf16=wide))
+    states = rows * length * model.hidden * BYTES[dtype] if targets else 0
+    scoring = Memory(
+        weights=weights,
+        activations=reading if targets else 0.0,
+        logits=max(0.0, head + chunk + states - (reading if targets else 0.0)),
+        process=process_bytes(hardware),
+        moment="reading whole rows for their targets",
+    )
+    if not generates:
+        return scoring
+    first = of_reading(json.dumps(model.config), Pass(rows, max(8, prompt), bf16=wide))
+    # room for the whole answers is taken at once, but a CPU's memory is only taken when it is written
+    keys = rows * model.kv_bytes(length, BYTES[dtype]) / spread
+    if hardware.is_cpu:
+        first, keys = max((first, keys * prompt / length), (0, keys), key=sum)
+    writing = Memory(
+        weights=weights,
+        kv_cache=keys,
+        activations=first,
+        logits=rows * model.vocab * (FLOAT32 + BYTES[dtype]),
+        process=process_bytes(hardware),
+        moment="writing answers",
+    )
+    return max(scoring, writing, key=lambda memory: memory.total)
+
+
+def spread_over(teacher: Hf, hardware: Hardware) -> int:
+    """Devices that a teacher's layers lie on: those of one node with device_map=auto, else one."""
+    return hardware.per_node if teacher.device_map == "auto" and not hardware.is_cpu else 1
+
+
+def of_reader(
+    model: Model,
+    weights: float,
+    dtype: str,
+    hardware: Hardware,
+    *,
+    length: int,
+    positions: int,
+    rows: int,
+    new_tokens: int,
+    prompt: int = 64,
+    spread: int = 1,
+) -> Memory:
+    """A model that is scored: likelihoods at so many positions, and greedy answers of `new_tokens` to `rows` prompts.
+
+    `weights`: their bytes; they, keys and values lie on `spread` devices.
+    """
+    config, wide = json.dumps(model.config), dtype != "float32"
+    at_once = max(1, TOKENS_PER_BATCH // max(8, length))
+    scored = min(positions, at_once * length)
+    head = FLOAT32 * model.head_size if wide else 0.0
+    # logits and their logarithms of one batch; all positions' lie in the machine's own memory
+    logits = 2.0 * FLOAT32 * scored * model.vocab + head
+    if hardware.is_cpu:
+        logits += FLOAT32 * positions * model.vocab
+    process = process_bytes(hardware)
+    reading = Memory(
+        weights=weights / spread,
+        activations=of_reading(config, Pass(at_once, max(8, length), bf16=wide)),
+        logits=logits,
+        process=process,
+        moment="likelihoods",
+    )
+    writing = Memory(
+        weights=weights / spread,
+        kv_cache=rows * model.kv_bytes(prompt + new_tokens, BYTES[dtype]) / spread,
+        activations=of_reading(config, Pass(rows, max(8, prompt), bf16=wide)),
+        logits=float(rows * model.vocab * BYTES[dtype]),
+        process=process,
+        moment="answers",
+    )
+    return max(reading, writing, key=lambda memory: memory.total)
+
+
+def of_served(teacher: Vllm, model: Model, hardware: Hardware, *, length: int) -> Memory:
+    """teacher=vllm: its share of the weights, and keys and values of the rows in flight at once."""
+    parallel = teacher.tensor_parallel_size * teacher.pipeline_parallel_size
+    dtype = model.stored if teacher.dtype == "auto" else teacher.dtype
+    bytes_per_weight = {"fp8": 1.0, "bitsandbytes": NF4, "awq": NF4, "gptq": NF4}.get(
+        teacher.quantization or "", float(BYTES[dtype])
+    )
+    return Memory(
+        weights=model.parameters * bytes_per_weight / parallel,
+        kv_cache=min(teacher.concurrency, rows_in_flight(teacher, model, hardware, length))
+        * model.kv_bytes(length)
+        / parallel,
+        # of one step's tokens (max-num-batched-tokens), and the whole vocabulary for those that are told
+        activations=TOKENS_PER_BATCH * model.hidden * 2 * 8.0 / teacher.tensor_parallel_size,
+        logits=2.0 * FLOAT32 * 1024 * model.vocab / teacher.tensor_parallel_size,
+        process=process_bytes(hardware),
+        moment="answering",
+    )
+
+
+def rows_in_flight(teacher: Vllm, model: Model, hardware: Hardware, length: int) -> int:
+    """Rows of `length` tokens whose keys and values have room beside the weights; the others wait. At least one."""
+    parallel = teacher.tensor_parallel_size * teacher.pipeline_parallel_size
+    share = teacher.gpu_memory_utilization or VLLM_SHARE
+    room = share * hardware.device.memory_bytes * parallel - 2.0 * model.parameters - 3e9 * parallel
+    return max(1, int(room // model.kv_bytes(length)))

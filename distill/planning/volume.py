@@ -1,0 +1,202 @@
+"""Volume: how many rows a recipe learns from, and how long they are; counted where the data lies here, else assumed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.data.known import DataSet, data_set
+from distill.data.local import parse_slice
+from distill.example import Example
+from distill.recipe import Recipe
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Of English text, for vocabularies of 32,000 to 128,000."""
+SAMPLE = 400
+"""Rows that are tokenised; the longest row is taken from all rows by its characters."""
+ROWS_UNKNOWN = 10_000
+LEAST_LONGEST = 2048
+"""Tokens of the longest row of a data set that is not read, where training.max_length is not more."""
+LARGEST_FILE = 500_000_000
+PAD_TO = 8
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Rows, and tokens of one: means for time and money, the longest for memory."""
+
+    rows: int
+    prompt: float
+    answer: float
+    longest_prompt: int
+    longest_answer: int
+    evaluation_rows: int
+    labelled: float = 1.0
+    """Share of rows with an answer of their own."""
+    notes: tuple[str, ...] = ()
+    longest_row: int = 1 << 30
+    """Of prompt and answer together, where that is known."""
+
+    def length(self, limit: int) -> float:
+        """Mean tokens of a row that is cut at `limit`."""
+        return min(self.prompt + self.answer, limit)
+
+    def longest(self, limit: int) -> int:
+        """Tokens that the longest row is padded to."""
+        return math.ceil(min(self.whole, limit) / PAD_TO) * PAD_TO
+
+    @property
+    def whole(self) -> int:
+        """Tokens of the longest row, not cut."""
+        return min(self.longest_prompt + self.longest_answer, self.longest_row)
+
+
+def volume_of(recipe: Recipe) -> Volume:
+    """Of the recipe's training rows as the teacher leaves them.
+
+    Raises:
+        DataError: a data file is missing, or has not the fields that the recipe names.
+    """
+    data = recipe.data
+    path = getattr(data, "path", None)
+    if path is None or (Path(path).is_file() and Path(path).stat().st_size < LARGEST_FILE):
+        found = _counted(recipe)
+    else:
+        known = data_set(path)
+        found = _of_known(recipe, known) if known else _unknown(recipe, path)
+    return _as_answered(recipe, found)
+
+
+def _counted(recipe: Recipe) -> Volume:
+    """Rows that can be read here."""
+    data, notes = recipe.data, []
+    if data.kind == "word_problems":  # a generator: fewer of the same seed are the first ones of more
+        rows = data.num_rows
+        examples = replace(data, num_rows=min(rows, 5 * SAMPLE), evaluation_rows=1, new_template_rows=0).load()
+        evaluation = data.evaluation_rows + data.new_template_rows
+    else:
+        examples = data.load()
+        rows, evaluation = len(examples.train), sum(map(len, examples.evaluation.values()))
+    tokenizer = _tokenizer(recipe)
+    if tokenizer is None:
+        notes.append(f"data: {CHARACTERS_PER_TOKEN:g} characters are taken for a token; no tokenizer is on this disk.")
+    answered = [row for row in examples.train if row.response is not None]
+    prompts = _tokens(tokenizer, examples.train, "prompt")
+    answers = _tokens(tokenizer, answered, "answer") if answered else (0.0, 0)
+    both = _tokens(tokenizer, answered, None)[1] if answered else 0
+    labelled = getattr(data, "labelled_rows", None)
+    share = len(answered) / len(examples.train) if labelled is None else min(labelled, rows) / rows
+    return Volume(
+        rows, prompts[0], answers[0], prompts[1], answers[1], evaluation, share, tuple(notes), both or 1 << 30
+    )
+
+
+def _tokens(tokenizer: Any, rows: Sequence[Example], part: Literal["prompt", "answer"] | None) -> tuple[float, int]:
+    """(mean, longest) of a part of the rows, or of the whole; the longest is that of the row with most characters."""
+
+    def count(row: Example) -> int:
+        return (part != "answer") * _prompt(tokenizer, row) + (part != "prompt") * _answer(tokenizer, row)
+
+    chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    plain = sorted(rows, key=lambda row: _characters_of(row, part))[-20:]
+    return sum(map(count, chosen)) / len(chosen), max(map(count, plain))
+
+
+def _prompt(tokenizer: Any, row: Example) -> int:
+    from distill.encoding import encode_prompt
+
+    return len(encode_prompt(tokenizer, row.prompt)) if tokenizer else _about(_characters_of(row, "prompt"))
+
+
+def _answer(tokenizer: Any, row: Example) -> int:
+    from distill.encoding import encode_response
+
+    return len(encode_response(tokenizer, row.response or "")) if tokenizer else _about(len(row.response or ""))
+
+
+def _about(characters: int) -> int:
+    return math.ceil(characters / CHARACTERS_PER_TOKEN) + 1
+
+
+def _characters_of(row: Example, part: str | None) -> int:
+    prompt = len(row.prompt) if isinstance(row.prompt, str) else sum(len(turn["content"]) for turn in row.prompt)
+    return (part != "answer") * prompt + (part != "prompt") * len(row.response or "")
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    """The student's, where it lies on this disk."""
+    from distill.encoding import load_tokenizer
+
+    teachers = recipe.teacher.tokenizer_from
+    folder = recipe.student.model if recipe.student.kind == "pretrained" else teachers[0] if teachers else None
+    return load_tokenizer(folder) if folder and (Path(folder) / "tokenizer_config.json").is_file() else None
+
+
+def _of_known(recipe: Recipe, known: DataSet) -> Volume:
+    """From what is known of a data set on the hub."""
+    data: Any = recipe.data
+    rows = known.splits.get(data.split, max(known.splits.values()))
+    held_out = 0 if data.eval_path else min(500, max(1, rows // 10))
+    evaluation = held_out
+    if data.eval_path and (of := data_set(data.eval_path)):
+        evaluation = of.splits.get(data.eval_split, ROWS_UNKNOWN)
+    left = len(range(rows - held_out)[parse_slice(data.rows)])
+    prompt, answer = _characters(data, known)
+    exact = "as known" if known.characters_per_row else "guessed from a sample of ours"
+    limit = max(recipe.training.max_length, LEAST_LONGEST)
+    note = (
+        f"data: {left:,} rows of {known.hub_id} [{data.split}], lengths {exact}, "
+        f"{CHARACTERS_PER_TOKEN:g} characters for a token, the longest row of {limit}."
+    )
+    labelled = 1.0 if data.labelled_rows is None else min(1.0, data.labelled_rows / max(left, 1))
+    tokens = [characters / CHARACTERS_PER_TOKEN for characters in (prompt, answer)]
+    evaluation = min(evaluation, data.evaluation_rows or evaluation)
+    return Volume(left, tokens[0], tokens[1], limit, limit, evaluation, labelled if answer else 0.0, (note,))
+
+
+def _characters(data: Any, known: DataSet) -> tuple[float, float]:
+    """Mean characters of prompt and answer."""
+    columns = known.columns
+    if data.text_field:
+        return 0.0, known.characters(data.text_field) if data.text_field in columns else 0.0
+    if data.messages_field:
+        whole = known.characters(data.messages_field) if data.messages_field in columns else 0.0
+        return whole * 2 / 3, whole / 3
+    if data.prompt_template:
+        named = [c for c in columns if "{" + c + "}" in data.prompt_template]
+        prompt = len(data.prompt_template) + sum(known.characters(c) - len(c) - 2 for c in named)
+    else:
+        prompt = known.characters(data.prompt_field) if data.prompt_field in columns else 0.0
+    return prompt, known.characters(data.response_field) if data.response_field in columns else 0.0
+
+
+def _unknown(recipe: Recipe, path: str) -> Volume:
+    """A data set of which nothing is known here: every row as long as it may be."""
+    chosen, training = parse_slice(getattr(recipe.data, "rows", None)), recipe.training
+    rows = len(range(chosen.stop if chosen.stop and chosen.stop > 0 else ROWS_UNKNOWN + (chosen.start or 0))[chosen])
+    limit = training.max_length
+    longest = max(limit, LEAST_LONGEST)
+    note = (
+        f"data: {path} is not read by a plan; {rows:,} rows of training.max_length={limit} tokens are assumed "
+        "(data.rows and training.max_steps say how much is learnt)."
+    )
+    answer = min(limit / 2, getattr(recipe.teacher, "max_new_tokens", limit))
+    evaluation = getattr(recipe.data, "evaluation_rows", None) or 500
+    return Volume(rows, limit - answer, answer, longest, longest, evaluation, notes=(note,))
+
+
+def _as_answered(recipe: Recipe, found: Volume) -> Volume:
+    """With the teacher's answers in the place of the data's own, as far as it is asked for them."""
+    teacher: Any = recipe.teacher
+    if getattr(recipe.data, "text_field", None) or teacher.kind in {"none", "file"} or teacher.responses == "data":
+        return found
+    most = getattr(teacher, "max_new_tokens", None) or found.longest_answer
+    guess = found.answer or most
+    note = (
+        f"teacher: its answers are taken to be as long as the data's own, {min(guess, most):.0f} tokens on average."
+        if found.answer
+        else f"teacher: every answer is taken to reach teacher.max_new_tokens={most}."
+    )
+    notes = (*found.notes, note)
+    return replace(found, answer=min(guess, most), longest_answer=most, longest_row=1 << 30, notes=notes)

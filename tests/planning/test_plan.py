@@ -1,0 +1,157 @@
+"""The plan of whole recipes: states, layouts, the boundary of what fits, time, money, and what is said."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from distill import _hydra
+from distill.planning import plan
+from distill.planning.memory import Memory
+from distill.planning.result import Stage
+from distill.recipe import parse
+from tests.conftest import cli_environment
+
+SMALL = ["recipe=quickstart", "data.num_rows=200", "training.max_steps=10", "compression=[]", "baselines=[]"]
+GPT2 = [
+    *("recipe=quickstart", "data.num_rows=200", "training.max_steps=10", "compression=[]", "baselines=[]"),
+    *("student=pretrained", "student.model=openai-community/gpt2", "teacher=none", "loss=text", "training.bf16=true"),
+]
+N = 124_439_808
+
+
+def recipe_of(*typed):
+    return parse(_hydra.compose(list(typed)).config)
+
+
+def stage(made, name):
+    return next(stage for stage in made.stages if stage.name == name)
+
+
+def test_training_holds_sixteen_bytes_for_each_parameter_at_least():
+    memory = stage(plan(recipe_of(*GPT2, "training.batch_size=1"), "1xh100-80gb"), "train").memory
+    assert (memory.weights, memory.optimizer) == (4 * N, 8 * N)
+    # at the end of the backward pass: all gradients, and the tied embedding's twice
+    assert memory.moment == "end of the backward pass"
+    assert memory.gradients == 4 * N + 4 * 50_257 * 768
+
+
+def test_a_sharded_student_is_cut_over_all_devices_but_for_what_is_gathered():
+    recipe = recipe_of(*GPT2, "training.batch_size=8", "training.sharding=full")
+    memory = stage(plan(recipe, "8xh100-80gb"), "train").memory
+    assert memory.optimizer == 8 * N / 8
+    block = 12 * 768 * 768 + 13 * 768  # projections, biases and two norms of a GPT-2 block
+    assert memory.weights == 4 * N / 8 + 4 * (50_257 * 768 + 2 * block)
+
+
+def test_a_student_is_cut_of_its_own_accord_where_its_states_are_large():
+    small = stage(plan(recipe_of(*GPT2, "training.batch_size=8"), "8xh100-80gb"), "train")
+    assert "DDP over 8, 1 rows each" in small.layout
+    large = recipe_of(*GPT2, "student.model=openai-community/gpt2-xl", "training.batch_size=8")
+    assert "FSDP2 over 8" in stage(plan(large, "8xt4-16gb"), "train").layout
+
+
+def test_fits_flips_exactly_at_the_boundary():
+    at = dataclasses.replace(_stage(79.9999e9), available_bytes=80e9)
+    assert at.fits and dataclasses.replace(at, memory=Memory(weights=80e9)).fits
+    assert not dataclasses.replace(at, memory=Memory(weights=80e9 + 1)).fits
+    recipe = recipe_of(*GPT2, "training.batch_size=1")
+    needed = stage(plan(recipe, "1xh100-80gb"), "train").memory.total
+    for room, fits in ((needed + 1e6, True), (needed - 1e6, False)):
+        described = f"1xmine:memory_gb={room / 1e9:.6f},bf16_tflops=100,bandwidth_gb=1000"
+        assert stage(plan(recipe, described), "train").fits is fits
+
+
+def _stage(size):
+    return Stage("train", "", "", Memory(weights=size), 80e9, None, None, 0, 0, 0, "", 0)
+
+
+def test_the_smallest_change_is_the_cheapest_that_fits_and_does_fit():
+    recipe = recipe_of(*GPT2, "training.batch_size=64", "training.max_length=1024", "data.num_rows=200")
+    described = "1xmine:memory_gb=4.3,bf16_tflops=100,bandwidth_gb=1000"
+    train = stage(plan(recipe, described), "train")
+    assert not train.fits
+    key, _, steps = train.change.partition("=")
+    assert key == "training.gradient_accumulation_steps"
+    changed = recipe_of(*GPT2, "training.batch_size=64", "training.max_length=1024", train.change)
+    after = stage(plan(changed, described), "train")
+    assert after.fits and after.memory.total == train.changed_bytes
+    fewer = next(n for n in range(int(steps) - 1, 0, -1) if 64 % n == 0)
+    again = [*GPT2, "training.batch_size=64", "training.max_length=1024", f"{key}={fewer}"]
+    assert not stage(plan(recipe_of(*again), described), "train").fits
+
+
+def test_a_65b_teacher_on_one_gpu_is_said_as_users_ask_for_it():
+    typed = ["recipe=llama65b_to_7b", "teacher.device_map=null", "licence.accept=[llama-1]"]
+    made = plan(recipe_of(*typed), "1xh100-80gb")
+    assert made.verdict.startswith("1xh100-80gb: teach needs 131 GB for weights, 80 GB is there: does not fit; ")
+    assert "smallest change: teacher.quantization=nf4" in made.verdict
+
+
+def test_time_and_money_are_those_of_six_n_per_token():
+    recipe = recipe_of(*GPT2, "training.batch_size=64", "training.max_steps=1000")
+    made = plan(recipe, "1xh100-80gb", price_per_gpu_hour=2.0)
+    train = stage(made, "train")
+    # no checkpointing: three passes; at 40 % of 989 TFLOP/s
+    assert train.flops == pytest.approx(6 * N * train.tokens, rel=0.03)
+    assert train.seconds == pytest.approx(train.flops / (0.4 * 989e12))
+    assert made.price == pytest.approx(2.0 * sum(s.seconds for s in made.stages) / 3600)
+    assert plan(recipe, "1xh100-80gb").price is None
+
+
+def test_a_batch_smaller_than_the_cluster_leaves_devices_idle():
+    train = stage(plan(recipe_of(*GPT2, "training.batch_size=8"), "64xh100-80gb"), "train")
+    assert "56 of 64 devices have no rows" in train.bound
+
+
+def test_downloads_are_the_published_weights_in_their_stored_dtype():
+    made = plan(recipe_of("recipe=llama65b_to_7b", "licence.accept=[llama-1]"))
+    assert {d.name: d.bytes for d in made.downloads} == {
+        "huggyllama/llama-65b": 2 * 65_285_660_672,
+        "huggyllama/llama-7b": 2 * 6_738_415_616,
+    }
+    assert made.disk_bytes > sum(d.bytes for d in made.downloads) + made.store_bytes
+
+
+def test_json_has_the_keys_that_scripts_read():
+    made = plan(recipe_of(*SMALL)).as_dict()
+    assert json.loads(json.dumps(made)) == json.loads(json.dumps(made, default=str))
+    assert set(made) == {
+        *("recipe", "hardware", "devices", "nodes", "device_bytes", "teacher_parameters", "student_parameters"),
+        *("rows", "stages", "downloads", "store_bytes", "disk_bytes", "price_per_gpu_hour", "assumptions", "licence"),
+        *("fits", "hours", "node_hours", "gpu_hours", "price", "verdict"),
+    }
+    assert set(made["stages"][0]) == {
+        *("name", "what", "layout", "memory", "available_bytes", "change", "changed_bytes", "tokens", "flops"),
+        *("seconds", "bound", "disk_bytes", "fits"),
+    }
+    assert set(made["stages"][0]["memory"]) == {
+        *("weights", "optimizer", "gradients", "activations", "logits", "kv_cache", "process", "moment", "total"),
+    }
+    assert [s["name"] for s in made["stages"]] == ["teach", "train", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        (["recipe=quickstart", "hardware=8xh100-80g"], 2, "Did you mean h100-80gb"),
+        (["recipe=quickstart", "price_per_gpu_hour=cheap"], 2, "needs a number"),
+        (["recipe=quikstart"], 2, "quickstart"),
+        (["recipe=quickstart", "--jsn"], 2, "distill.plan --help"),
+        (["recipe=quickstart", "hardware=1xl4-24gb"], 0, "everything fits"),
+    ],
+)
+def test_the_command(tmp_path, typed, code, said):
+    command = [sys.executable, "-m", "distill.plan", *typed]
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=cli_environment(COLUMNS="100"), timeout=300
+    )
+    assert ran.returncode == code, ran.stderr
+    assert said in (ran.stdout if code == 0 else ran.stderr)
+    if code:
+        assert len(ran.stderr.strip().splitlines()) <= 6 and not ran.stdout
+    else:
+        assert max(map(len, ran.stdout.splitlines())) <= 100
+    assert not list(tmp_path.iterdir())
