@@ -30,6 +30,8 @@ class Pass:
     """None: as transformers chooses."""
     checkpointing: bool = False
     dropout: float = 0.0
+    cut: bool = False
+    """Over several devices; with `bf16` the weights of linear layers then come in 16 bits and need no copies."""
     adapter: str = "none"
     rank: int = 0
 
@@ -107,6 +109,8 @@ def _body(config: dict[str, Any], layers: int, how: Pass, *, trained: bool) -> I
             model.enable_input_require_grads()
         if trained and how.adapter != "none":
             _adapt(body, how)
+        if how.cut and how.bf16:
+            _halve(body)
         if how.checkpointing:
             _checkpoint(model)
         if trained and how.dropout:
@@ -124,6 +128,17 @@ def _forget_gradient(live: Any, weight: "torch.Tensor") -> None:
     # gradients of weights are accounted for by their number, not here
     if weight.grad is not None:
         live.forget(weight.grad)
+
+
+def _halve(body: Any) -> None:
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    for module in body.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.detach().to(torch.bfloat16)))
 
 
 def _checkpoint(model: Any) -> None:

@@ -112,6 +112,7 @@ def of_student(
     bf16, rows = computes_bf16(recipe, hardware), micro_rows(recipe, hardware)
     length = volume.longest(recipe.training.max_length)
     eager = hardware.is_cpu and bf16 and recipe.training.max_length <= EAGER_LENGTH
+    of = trained(recipe, student, hardware)
     how = Pass(
         rows=rows,
         length=length,
@@ -119,15 +120,15 @@ def of_student(
         attention="eager" if eager else None,
         checkpointing=recipe.training.gradient_checkpointing,
         dropout=recipe.training.dropout,
+        cut=of.shards > 1,
         adapter=recipe.adapter.kind,
         rank=getattr(recipe.adapter, "rank", 0),
     )
     made = of_training(student.config, student.layers, how)
-    of = trained(recipe, student, hardware)
     loss, loss_back = _loss(recipe, student, rows * length, hardware, kind=kind, bf16=bf16)
     live = live or Memory()
     held = {
-        "weights": of.weight_bytes / of.shards + _gathered(student, of) + live.weights,
+        "weights": of.weight_bytes / of.shards + _gathered(student, of, bf16=bf16) + live.weights,
         "optimizer": ADAM * of.parameters / of.shards,
         "process": process_bytes(hardware, trains=True),
     }
@@ -163,9 +164,10 @@ def _moments(
     ]
 
 
-def _gathered(student: Model, of: Trained) -> float:
-    """Whole weights beside the shards: embeddings, head and norm for the step, two blocks at a time."""
-    return FLOAT32 * (_root(student) + 2 * student.largest_block) if of.shards > 1 else 0.0
+def _gathered(student: Model, of: Trained, *, bf16: bool) -> float:
+    """Whole weights beside the shards: embeddings, head and norm for the step; two blocks at a time, as computed."""
+    blocks = (2.0 if bf16 else FLOAT32) * 2 * student.largest_block
+    return FLOAT32 * _root(student) + blocks if of.shards > 1 else 0.0
 
 
 def _root(student: Model) -> int:

@@ -108,8 +108,10 @@ def training(
     done = counted + (tokens * forward if recomputes else 0.0)
     by_flops = done / (busy * flops_of(hardware, bf16=bf16) * share(hardware, TRAINING_SHARE))
     others = (hardware.count - 1) / hardware.count
-    if shards > 1:  # weights for the forward and the backward pass of every micro-batch, then gradients; float32
-        sent = steps * micro_batches * (2 * 4.0 * model.parameters + 4.0 * trained) * others
+    if shards > 1:  # weights for the forward and the backward pass of every micro-batch, then gradients in float32
+        root = model.embedding + model.head
+        gathered = 4.0 * root + (2.0 if bf16 else 4.0) * (model.parameters - root)
+        sent = steps * micro_batches * (2 * gathered + 4.0 * trained) * others
     else:  # an all-reduce of gradients sends and receives each of them
         sent = steps * 2 * 4.0 * trained * others
     by_link = sent / hardware.link_bandwidth if hardware.count > 1 else 0.0

@@ -187,7 +187,13 @@ class TogetherTrainer(DistillTrainer):
 
 
 def cut_models(
-    student: Any, teacher: Any, sharding: Literal["auto", "none", "full"], together: World, checkpoint: Path | None
+    student: Any,
+    teacher: Any,
+    sharding: Literal["auto", "none", "full"],
+    together: World,
+    checkpoint: Path | None,
+    *,
+    bf16: bool,
 ) -> tuple[bool, Callable[[Tensor, Tensor], Tensor] | None]:
     """Cuts the student's blocks, and a live teacher's, where `sharding` wants it, before an optimizer exists.
 
@@ -199,7 +205,7 @@ def cut_models(
         return False, None
     if checkpoint is not None:
         load_checkpoint(student, checkpoint)
-    _sharding.shard_blocks(student, mesh)
+    _sharding.shard_blocks(student, mesh, bf16=bf16)
     return True, None if teacher is None else _sharding.shard_teacher(teacher, mesh)
 
 

@@ -86,7 +86,7 @@ def train(
     if together.size > 1:
         from distill.stages._together import Arguments, TogetherTrainer, cut_models
 
-        cut, states = cut_models(model, live_teacher, training.sharding, together, checkpoint)
+        cut, states = cut_models(model, live_teacher, training.sharding, together, checkpoint, bf16=bf16)
         make, arguments = partial(TogetherTrainer, together=together, cut=cut), Arguments
     trainer = make(
         model=model,

@@ -45,6 +45,9 @@ RUNS = [
     *((case, "fsdp") for case in ("gpt2", "opt", "bloom", "bias")),
 ]
 
+# its norms are RMS norms; layer norms and fused projections; adapters
+HALVED = ["tied", "gpt2", "lora"]
+
 
 def case_of(name, folder, **options):
     kept = {"save_steps": 0.5, "max_grad_norm": CLIP, **options}
@@ -70,10 +73,13 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     make_stores(folder / "stores")
     killed = {"kill_at": 24}
-    cases = [case_of(name, name) for name in CASES]
+    halved = [{**case_of(name, f"{name}-bf16", bf16=True), "steps": 12} for name in HALVED]
+    cases = [*(case_of(name, name) for name in CASES), *halved]
     one = alone([TRAINING, ".", json.dumps([*cases, {**case_of("tied", "one", save_steps=4), **killed}])], folder)
     assert one.returncode == -9, one.stderr[-3000:]
     cases = [case_of(name, f"{name}-{way}", **WAYS[way]) for name, way in RUNS]
+    halved = [case_of(name, f"{name}-bf16-fsdp", bf16=True, **WAYS["fsdp_split"]) for name in HALVED]
+    cases += [{**case, "steps": 12} for case in halved]
     last = {**case_of("tied", "two", save_steps=4, sharding="full"), **killed}
     two = torchrun([TRAINING, ".", json.dumps([*cases, last])], folder)
     assert two.returncode != 0 and "SIGKILL" in two.stderr, two.stderr[-3000:]
@@ -86,6 +92,14 @@ def test_two_processes_learn_what_one_learns(trained, name, way):
     assert len(expected) == CASES[name].get("steps", STEPS)
     assert len(expected) < STEPS or expected[-1] < 0.995 * expected[0]  # it does learn
     np.testing.assert_allclose(found, expected, rtol=SAME)
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_under_bf16_they_differ_by_its_rounding(trained, name):
+    """Blocks are gathered in 16 bits, as one process's autocast multiplies them; measured 7e-5 at most."""
+    expected, found = losses(trained / f"{name}-bf16"), losses(trained / f"{name}-bf16-fsdp")
+    assert len(expected) == 12
+    np.testing.assert_allclose(found, expected, rtol=3e-4)
 
 
 @pytest.mark.parametrize(("name", "way"), [run for run in RUNS if run[0] in {"tied", "untied", "lora"}])
