@@ -18,9 +18,10 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill import _hydra, distributed, shipped
+from distill import _hydra, _submitting, distributed, shipped
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
+from distill._slurm_tasks import srun_task, submitted_task
 from distill.errors import DistillError, RecipeError, StageFailed
 from distill.progress import console
 from distill.recipe import Recipe, parse
@@ -33,12 +34,16 @@ NUM_TRACEBACK_LINES = 12
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 a stage failed, 2 wrong recipe or argument, 130 interrupted."""
     typed = sys.argv[1:] if arguments is None else arguments
+    distributed.started_by_hand()
     try:
+        srun_task().announce()
         if distributed.several() and not distributed.join().leads:
             _follow(typed)
         code = _run_command(typed)
     except KeyboardInterrupt:
-        _say(f"Interrupted. The same command goes on: {_command(typed)}")
+        # Hydra's launcher imports submitit at the moment in which it sends jobs off
+        sent_off = "submitit" in sys.modules
+        _say(_submitting.STILL_RUNNING if sent_off else f"Interrupted. The same command goes on: {_command(typed)}")
         code = INTERRUPTED
     except DistillError as error:
         _say_error(str(error))
@@ -48,9 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        _say_error(
-            f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
-        )
+        fault = f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
+        _say_error(str(_submitting.explained(error) or fault))
         code = 1
         if _debugging():
             traceback.print_exc()
@@ -60,14 +64,17 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _follow(typed: list[str]) -> NoReturn:
-    """A process that does not lead: it checks the same recipe, then does what the leader says. It says nothing."""
+def _follow(typed: list[str], *, submitted: bool = False) -> NoReturn:
+    """A process that does not lead: it checks the same recipe, then does what the leader says. It says nothing.
+
+    What is `submitted` was checked before, and has a log file of its own, in which it may speak.
+    """
     processes = distributed.world()
-    if not _debugging():
+    if not submitted and not _debugging():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until this process ends)
     try:
         args = _arguments(typed)
-        if not _only_shows(args):
+        if not submitted and not _only_shows(args):
             _check([parse(job.config) for job in _composed(args)])
             processes.gather()
         while True:
@@ -96,7 +103,10 @@ def _run_command(typed: list[str]) -> int:
     if args.cfg:
         _print_config(args)
         return 0
+    submits = _submitting.check_launcher(args.overrides, sweeps=_sweeps(args))
     _check([parse(job.config) for job in _composed(args)])
+    if submits:
+        _say(_submitting.NOTICE)
     distributed.world().gather()  # nothing is written before all processes have found the recipe right
     return _start_hydra(typed, args, _hydra.for_hydra(args.overrides, args.config_dir))
 
@@ -107,9 +117,13 @@ def _only_shows(args: argparse.Namespace) -> bool:
 
 def _composed(args: argparse.Namespace) -> "list[_hydra.Composed]":
     """The run, or every run of a sweep."""
-    if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+    if _sweeps(args):
         return _hydra.compose_sweep(args.overrides, args.config_dir)
     return [_hydra.compose(args.overrides, args.config_dir)]
+
+
+def _sweeps(args: argparse.Namespace) -> bool:
+    return args.multirun or "hydra.mode=MULTIRUN" in args.overrides
 
 
 def _check(recipes: Sequence[Recipe]) -> None:
@@ -165,17 +179,19 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
     import hydra
     from hydra.errors import MissingConfigException
 
-    codes, as_typed, here = [0], sys.argv, os.getpid()
+    codes, as_typed = [0], sys.argv
 
     def job(_: DictConfig) -> None:
         # the record keeps the command as the user typed it
         sys.argv = as_typed
-        codes.append(_run_job(typed, args.config_dir))
-        distributed.world().job_over()
-        if distributed.world().broken:
+        if not distributed.is_started_by_hand():
+            return _run_submitted(typed, args.config_dir)
+        failed = _run_job(typed, args.config_dir)
+        codes.append(failed.exit_code if failed else 0)
+        processes = distributed.world()
+        processes.job_over()
+        if processes.size > 1 and processes.broken:
             raise SystemExit(codes[-1])  # the processes are out of step: no other job of a sweep can follow
-        if codes[-1] and os.getpid() != here:  # a launcher's job elsewhere, from which only what is raised comes back
-            raise StageFailed("A job of this sweep stopped; the logbook in its run folder says where and why.")
 
     # hydra.main reads sys.argv: flags first, since argparse takes no overrides on both sides of a flag
     flags = list(typed)
@@ -195,8 +211,35 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
     return max(codes)
 
 
-def _run_job(typed: list[str], config_dir: str | None) -> int:
-    """One run inside the folder that Hydra made. Its faults end here, so that the other jobs of a sweep go on."""
+def _run_submitted(typed: list[str], config_dir: str | None) -> None:
+    """A launcher's job in a process of its own, or this process's part in a job of several tasks.
+
+    Raises:
+        DistillError: with the run's folder, message and exit code; what is raised is all that comes back from here.
+    """
+    submitted_task().announce()
+    processes, code = distributed.join(), INTERRUPTED
+    try:
+        if not processes.leads:
+            _follow(typed, submitted=True)
+        failed = _run_job(typed, config_dir)
+        code = failed.exit_code if failed else 0
+        if failed:
+            raise failed
+    except SystemExit as ended:  # a follower's end, or submitit's, which sends this job off again
+        code = ended.code if isinstance(ended.code, int) else 1
+        if processes.leads or code not in {0, 1, 2}:
+            raise
+        processes.outlive()  # the result of this task has to be written
+    finally:
+        processes.leave(code)
+
+
+def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
+    """One run inside the folder that Hydra made; the error that stopped it, already said and noted.
+
+    Faults end here, so that the other jobs of a sweep go on.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     hydra_config = HydraConfig.get()
@@ -220,12 +263,23 @@ def _run_job(typed: list[str], config_dir: str | None) -> int:
         _note(run_folder, f"Stopped: {error}")
         if _debugging():
             traceback.print_exception(error)
-        return error.exit_code
+        return _portable(error, run_folder)
     except Exception as error:
+        if known := _submitting.explained(error):
+            _say_error(str(known))
+            _note(run_folder, f"Stopped: {known}")
+            return _portable(known, run_folder)
         return _unforeseen(error, run_folder, typed)
     report = run_folder / "report.html"
     _say(f"Report: {_shown(report)}" if report.is_file() else f"Run folder: {_shown(run_folder)}")
-    return 0
+    return None
+
+
+def _portable(error: DistillError, run_folder: Path) -> DistillError:
+    """`error` as it can travel from one process to another: a class that every process has, a text and a code."""
+    portable = DistillError(f"{_shown(run_folder)}: {error}")
+    portable.exit_code = error.exit_code
+    return portable
 
 
 def _say_failure(run_folder: Path, message: str) -> None:
@@ -243,16 +297,17 @@ def _run_pipeline(recipe: Recipe, run_folder: Path, notes: Sequence[str]) -> Non
     run(recipe, run_folder, notes)
 
 
-def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> int:
+def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> DistillError:
     """A fault that nobody foresaw: one line here, the end of its traceback in the logbook."""
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-NUM_TRACEBACK_LINES:]
     _note(run_folder, "Stopped by an unforeseen error:\n\n" + "\n".join(f"    {line}" for line in lines))
     message = str(error).strip().splitlines()
-    _say_error(f"{type(error).__name__}: {message[0] if message else 'no message'}")
+    said = f"{type(error).__name__}: {message[0] if message else 'no message'}"
+    _say_error(said)
     _say(f"The traceback is in {_shown(run_folder / 'logbook.md')}. The same command goes on: {_command(typed)}")
     if _debugging():
         traceback.print_exception(error)
-    return 1
+    return _portable(StageFailed(said), run_folder)
 
 
 def _note(run_folder: Path, text: str) -> None:

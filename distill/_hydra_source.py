@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from distill import shipped
 from distill._new_run import new_run_folder
+from distill._slurm_tasks import submitted_task
 
 
 def register() -> None:
@@ -96,6 +97,8 @@ def _run_folder(parent: str, name: str | None, recipe: str) -> str:
 
 
 def _run_subfolder(parent: str, name: str | None, recipe: str) -> str:
+    if submitted_task().rank > 0:
+        return "."  # the first task of a job chooses the run folder
     return Path(_run_folder(parent, name, recipe)).relative_to(parent).as_posix()
 
 

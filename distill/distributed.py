@@ -19,13 +19,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import DistillError, RecipeError
+from distill.errors import DistillError, RecipeError, StageFailed
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 """A step, or one process saving a checkpoint, takes less; a GPU that hangs is noticed after it."""
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""From the first process that has started to the last."""
 LONGEST_PAUSE = 0.5
 """Seconds between two looks into the store."""
 GRACE = 4.0
@@ -38,7 +40,8 @@ MISSED = 30
 """So many of them may be missing, in a row, before a process counts as gone: where no launcher looks after it."""
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "NODE_RANK")
 THEIRS = ("MASTER_ADDR", "MASTER_PORT")
-PREFIXES = ("ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+# srun --mpi sets PMI_SIZE, from which accelerate would take that it is to distribute something on CPUs
+PREFIXES = ("ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "PMI_")
 
 
 class OtherFailed(DistillError):
@@ -172,6 +175,10 @@ class World:
             while self._raw().add("gone", 0) < self.size - 1 and time.monotonic() < until:
                 time.sleep(0.02)  # where the leader holds the store, it goes last
 
+    def outlive(self) -> None:
+        """This process has more to do once the leader has ended; it is no longer watched."""
+        self._leaving = True
+
     def _next_key(self) -> str:
         self._told += 1
         return str(self._told)
@@ -223,6 +230,8 @@ class World:
                 if store.check(["over"]):
                     break
         time.sleep(GRACE)  # the main thread, where it is free, ends in good order
+        if self._leaving:
+            return
         code = json.loads(store.get("over"))
         store.add("gone", 1)
         os._exit(code)
@@ -251,6 +260,18 @@ class World:
 
 ALONE = World()
 _world = ALONE
+_by_hand = False
+
+
+def started_by_hand() -> None:
+    """Notes that this process began with the command line; what a launcher unpickles elsewhere did not."""
+    global _by_hand
+    _by_hand = True
+
+
+def is_started_by_hand() -> bool:
+    """Whether `started_by_hand` was called in this very process."""
+    return _by_hand
 
 
 def world() -> World:
@@ -272,6 +293,7 @@ def join() -> World:
     Raises:
         RecipeError: the launcher is told to shard or to round, which the recipe decides, or its variables are not all
             there.
+        StageFailed: the processes did not meet.
     """
     global _world
     if not several():
@@ -283,16 +305,31 @@ def join() -> World:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that there are several processes, but {', '.join(missing)} "
             "are not set. Start them with torchrun --nproc-per-node N -m distill … (or accelerate launch)."
         )
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
-    watched, *_ = next(rendezvous("env://"))  # a connection of the thread's own: one serves one question at a time
+    store, watched, rank, size = _meet()
     _world = World(rank, size, int(os.environ.get("LOCAL_RANK") or 0), store)
     for name in list(os.environ):
         if name in (*OURS, *THEIRS) or name.startswith(PREFIXES):
             del os.environ[name]
     threading.Thread(target=_world.watch, args=(watched,), daemon=True).start()
     return _world
+
+
+def _meet() -> "tuple[Store, Store, int, int]":
+    from torch.distributed import DistError
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+        # a connection of the watching thread's own: one serves one question at a time
+        watched, *_ = next(rendezvous("env://"))
+    except DistError as error:
+        raise StageFailed(
+            f"Process {os.environ['RANK']} did not meet the other {int(os.environ['WORLD_SIZE']) - 1} at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}\n"
+            "All of them have to start within ten minutes, and reach process 0 there, whose port has to be free.\n"
+            "MASTER_ADDR and MASTER_PORT name another place; with SLURM, in hydra.launcher.setup or before srun."
+        ) from error
+    return store, watched, rank, size
 
 
 def _refuse_launchers_own() -> None:
