@@ -1,5 +1,7 @@
 """check_processes(): whether a recipe can be divided over the processes that a launcher started."""
 
+import os
+
 from distill.distributed import world
 from distill.errors import RecipeError
 from distill.recipe import Recipe
@@ -10,6 +12,7 @@ def check_processes(recipe: Recipe) -> None:
     size = world().size
     if size == 1:
         return
+    _one_gpu_each()
     training = recipe.training
     unit = size * training.gradient_accumulation_steps
     if training.batch_size % unit:
@@ -38,4 +41,18 @@ def check_processes(recipe: Recipe) -> None:
             f"A live teacher under {size} processes is held by each of them, or cut over all of them "
             f"(training.sharding=full); {given} speaks against both.\n"
             "Leave both out, or store the teacher's answers first: teacher.live=false."
+        )
+
+
+def _one_gpu_each() -> None:
+    """Raises RecipeError where this process has no GPU of its own, though the machine has some."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return
+    import torch
+
+    found, rank = torch.cuda.device_count(), world().local_rank
+    if found and rank >= found:
+        raise RecipeError(
+            f"Process {rank} of this machine has no GPU of its own: {found} can be seen (CUDA_VISIBLE_DEVICES).\n"
+            f"Start {found} processes here, or show all of the machine's GPUs to each of them."
         )

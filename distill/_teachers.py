@@ -29,6 +29,8 @@ class Teachers:
             prompt_targets=recipe.training.prompt_weight > 0,
             temperature=getattr(recipe.loss, "temperature", 1.0),
             seed=recipe.seed,
+            # another tokenizer counts other tokens, and text alone is cut by who reads it
+            max_length=None if recipe.target_kind in {None, "next"} else recipe.training.max_length,
         )
         self.answers: dict[str, Artifact] = {}
         teacher = recipe.teacher
@@ -84,7 +86,8 @@ class Teachers:
         if teacher.kind == "none":
             return teach.copy_texts(rows, scratch)
         engine = open_teacher(teacher, self.recipe, self.wanted, rows, scratch, self.workspace.note)
-        return teach.ask(teacher, engine, rows, scratch, self._same_answers(teacher, settings, inputs))
+        earlier = self._same_answers(teacher, settings, inputs)
+        return teach.ask(teacher, engine, rows, scratch, earlier, self.wanted.max_length)
 
     def _same_answers(
         self, teacher: Any, settings: Mapping[str, Any], inputs: Mapping[str, str]

@@ -1,6 +1,7 @@
 """The run, readable top to bottom: six stages, each turning sealed artifacts into the next one."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from distill import results
 from distill._licences import notes as licence_notes
 from distill._teachers import Teachers
-from distill.artifact import Artifact
+from distill.artifact import Artifact, write_whole
 from distill.checkpoint import local_folder
 from distill.checks import check
 from distill.distributed import world
@@ -40,6 +41,7 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
         return _follow(recipe, examples, folder)
     record = RunRecord(folder, recipe=recipe.name, seed=recipe.seed)
     workspace = Workspace(record, store_folder())
+    _same_disk()
     for note in (*notes, *licence_notes(recipe), *examples.notes):
         workspace.note(note)
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
@@ -55,9 +57,27 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
 
 
+def _same_disk() -> None:
+    """Raises StageFailed where processes see different stores: what the first one makes, the others must read."""
+    processes, file = world(), store_folder() / ".seen-by-all"
+    if processes.size == 1:
+        return
+    if processes.leads:
+        write_whole(file, secrets.token_hex(8))
+    token = processes.share(file.read_text() if processes.leads else None)
+    sees = processes.gather(file.is_file() and file.read_text() == token)
+    if not all(sees):
+        blind = ", ".join(str(rank) for rank, saw in enumerate(sees) if not saw)
+        raise StageFailed(
+            f"Processes {blind} do not see the store {store_folder()} of the first one. Several machines need a disk "
+            "that all of them share: set DISTILL_STORE to a folder there."
+        )
+
+
 def _follow(recipe: Recipe, examples: Examples, folder: Path) -> None:
     """What a process does that does not lead. Raises like `run`, for the leader to say."""
     workspace = Following(store_folder())
+    _same_disk()
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
     for stage in STAGES[: STAGES.index(recipe.until) + 1]:
         if stage in TOGETHER:

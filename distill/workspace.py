@@ -1,8 +1,10 @@
 """Workspace: the store of sealed artifacts, and produce(), which reuses one or makes it."""
 
+import gc
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -162,6 +164,8 @@ class Workspace:
                 f"{name}: {error.strerror or error} ({error.filename or scratch}). "
                 "What was finished is kept; the same command goes on."
             ) from error
+        finally:
+            _free_models()
 
     def _finished(self, name: str, artifact: Artifact, *, reused: bool, why: str, **measured: Any) -> None:
         self.record.stage(
@@ -189,6 +193,16 @@ class Workspace:
             return "nothing made yet"
         names = [key.removeprefix("settings.").removeprefix("inputs.") for key in nearest]
         return "new: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") + " changed"
+
+
+def _free_models() -> None:
+    """Frees a stage's models: the next stage, its process or another one needs the memory."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    gc.collect()  # a sharded model and its optimizer refer to each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 class Following(Workspace):

@@ -22,9 +22,11 @@ class Head:
     softcap: float | None
 
     def logits(self, hidden_ND: "Tensor") -> "Tensor":
-        """float32 logits `[N, V]`; the product is taken in float32 too."""
+        """float32 logits `[N, V]` on the head's device; the product is taken in float32 too."""
         import torch
 
+        # of a model that lies on several devices, hidden states come from the last and a tied head lies on the first
+        hidden_ND = hidden_ND.to(self.weight_VD.device)
         # autocast would round the product to bfloat16, which ruins small divergences
         with torch.autocast(hidden_ND.device.type, enabled=False):
             bias = None if self.bias_V is None else self.bias_V.float()

@@ -53,7 +53,8 @@ def _growing_layer_class() -> Any:
 
         def batch_select_indices(self, indices: torch.Tensor) -> None:
             length = self.keys.shape[2]
-            self._buffers = [buffer[indices] for buffer in self._buffers]
+            # layers of one model may lie on several devices
+            self._buffers = [buffer[indices.to(buffer.device)] for buffer in self._buffers]
             self._show(length)
 
         def _show(self, length: int) -> None:

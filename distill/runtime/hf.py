@@ -328,7 +328,8 @@ def _float32_head(model: Any) -> Iterator[Any]:
         picked: torch.Tensor
 
         def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-            hidden_1ND = hidden_BTD[self.picked[:, 0], self.picked[:, 1]][None]
+            picked = self.picked.to(hidden_BTD.device)
+            hidden_1ND = hidden_BTD[picked[:, 0], picked[:, 1]][None].to(original.weight.device)
             if weight_VD is None:  # a head with LoRA, or a quantised one: it knows its own product
                 return original(hidden_1ND).float()
             return torch.nn.functional.linear(hidden_1ND.float(), weight_VD, bias_V)

@@ -134,19 +134,21 @@ class LocalTeacher:
         uniform_N = None
         if self.layout.kind == "sampled":
             drawn = [uniform_of(row.key, self.wanted.seed, where) for row, where in zip(rows, wanted, strict=True)]
-            uniform_N = torch.from_numpy(np.concatenate(drawn)).to(self.model.device)
+            uniform_N = torch.from_numpy(np.concatenate(drawn))
         head, made = output_head(self.model.model), []
         step = max(1, LOGITS_BYTES // (4 * self.model.vocab_size))
         for start in range(0, len(hidden_ND), step):
             chunk = slice(start, start + step)
+            logits_NV = head.logits(hidden_ND[chunk])
+            device = logits_NV.device  # the head's, which need not be the first layer's
             made.append(
                 make(
                     self.layout,
-                    head.logits(hidden_ND[chunk])[:, : self.layout.vocab_size] / self._temperature,
-                    next_N[chunk].long().to(self.model.device),
-                    uniform_N=None if uniform_N is None else uniform_N[chunk],
+                    logits_NV[:, : self.layout.vocab_size] / self._temperature,
+                    next_N[chunk].long().to(device),
+                    uniform_N=None if uniform_N is None else uniform_N[chunk].to(device),
                     always_keep=self.always_keep,
-                    head_VD=self.head_VD,
+                    head_VD=None if self.head_VD is None else self.head_VD.to(device),
                 )
             )
         if not made:
@@ -202,20 +204,22 @@ def answered_row(
 
 
 def sampler(temperature: float, seed: int, numbers: Sequence[int]):
-    """Draws from softmax(logits / temperature) by the Gumbel-max trick, with noise keyed by seed, row and position.
+    """Draws from softmax(logits / temperature): where its cumulative sum passes a number keyed by seed, row and step.
 
-    So an answer does not depend on which rows shared its batch, nor on what was drawn before a crash.
-    Source: Maddison, Tarlow, Minka 2014, arXiv:1411.0030, section 2.
+    So an answer does not depend on which rows shared its batch, nor on what was drawn before a crash; and one number is
+    drawn for a token, not one for each entry of the vocabulary.
     """
     import torch
 
     def choose(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
-        uniform_BV = np.stack(
-            [np.random.default_rng([seed, numbers[row], step]).random(logits_BV.shape[1]) for row in rows]
-        )
+        uniform_B = torch.tensor([np.random.default_rng([seed, numbers[row], step]).random() for row in rows])
         check_finite(logits_BV.max(dim=-1).values)
-        gumbel_BV = -np.log(-np.log(np.clip(uniform_BV, 1e-300, 1 - 1e-16)))
-        return (logits_BV.double() / temperature + torch.from_numpy(gumbel_BV).to(logits_BV.device)).argmax(dim=-1)
+        # float64: a vocabulary's tail must not be lost in the sum of its head
+        cumulative_BV = (logits_BV.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+        total_B1 = cumulative_BV[:, -1:]
+        drawn_B1 = torch.searchsorted(cumulative_BV, uniform_B.to(total_B1)[:, None] * total_B1, right=True)
+        # a number next to 1 may be rounded up to the total, behind which only tokens of no probability lie
+        return torch.minimum(drawn_B1, (cumulative_BV < total_B1).sum(dim=-1, keepdim=True))[:, 0]
 
     return choose
 
@@ -232,7 +236,6 @@ def among(known: int, choose: "Choose") -> "Choose":
     """
 
     def choose_among(logits_BV: "torch.Tensor", rows: Sequence[int], step: int) -> "torch.Tensor":
-        # masked and not cut: a draw keeps its noise
         logits_BV[:, known:] = -float("inf")
         return choose(logits_BV, rows, step)
 

@@ -67,12 +67,13 @@ class Step(nn.Module):
         if teacher is not None:
             with torch.no_grad():
                 hidden_BTD = states(batch["input_ids"], batch["attention_mask"])
-            head = output_head(teacher)
+            head, device = output_head(teacher), batch["input_ids"].device
+            # a teacher on several devices has them elsewhere; on one, these are the tensors themselves
             return TeacherTargets(
                 "live",
-                hidden_BTD=hidden_BTD,
-                head_VD=head.weight_VD,
-                bias_V=head.bias_V,
+                hidden_BTD=hidden_BTD.to(device),
+                head_VD=head.weight_VD.to(device),
+                bias_V=None if head.bias_V is None else head.bias_V.to(device),
                 scale=head.scale,
                 softcap=head.softcap,
             )

@@ -6,14 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.artifact import write_whole
+from distill.distributed import world
 
 
 @contextlib.contextmanager
 def same_threads(folder: Path) -> Iterator[int]:
-    """Runs the block with the number of threads with which the work in `folder` began; the block is told how many."""
+    """Runs the block with the number of threads with which the work in `folder` began; the block is told how many.
+
+    Several processes keep the number that their launcher gave each: sums are taken in another order anyway.
+    """
     import torch
 
     before = torch.get_num_threads()
+    if world().size > 1:
+        yield before
+        return
     file = folder / "threads.json"
     if not file.exists():
         write_whole(file, json.dumps(before))

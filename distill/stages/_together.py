@@ -201,7 +201,8 @@ def cut_models(
     the training goes on, are put into the student while it is whole.
     """
     mesh = _sharding.mesh_of(together)
-    if _sharding.choose(sharding, student) == "none":
+    # the leader's choice, for GPUs may differ
+    if together.share(_sharding.choose(sharding, student)) == "none":
         return False, None
     if checkpoint is not None:
         load_checkpoint(student, checkpoint)

@@ -101,7 +101,10 @@ def train(
     with own, ours, quiet(), bar(label, plan.steps) as advance:
         advance(start)
         trainer.add_callback(_Progress(advance, stop_after))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RuntimeError as error:
+            raise _of_a_lost_process(error) if together.size > 1 else error from error
     curve = [
         {
             "step": entry["step"],
@@ -114,6 +117,16 @@ def train(
         if "loss" in entry
     ]
     return Trained(curve, start or None, whole=not cut)
+
+
+def _of_a_lost_process(error: RuntimeError) -> Exception:
+    """What to raise for an error under several processes: a collective's means that another one is gone."""
+    if not any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Broken pipe")):
+        return error
+    return StageFailed(
+        f"Another process ended while this one waited for it ({str(error).strip().splitlines()[0][:160]}).\n"
+        "The same command goes on from the last checkpoint."
+    )
 
 
 def _stored_targets(row: TokenRow) -> tuple[str, float] | None:

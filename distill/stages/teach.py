@@ -19,7 +19,7 @@ from distill.example import Example
 from distill.progress import bar
 from distill.responses import DamagedStore, Header, TeacherResponses
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same settings give other responses."""
 TEXT_BATCH = 4096
 TOO_LONG, NO_ANSWER = "too long", "none"
@@ -49,6 +49,8 @@ class Wanted:
     prompt_targets: bool
     temperature: float
     seed: int
+    max_length: int | None = None
+    """Tokens of a row with an answer of the data's own that are learnt; None: as many as the teacher can read."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def settings(teacher: Any, wanted: Wanted) -> dict[str, Any]:
     drawn = teacher.responses == "generate" and teacher.temperature > 0
     answers = teacher.decides(None)
     settings = {"version": VERSION, "teacher": answers, "seed": wanted.seed if drawn else None, "targets": None}
+    if _keeps(teacher):
+        settings["max_length"] = wanted.max_length
     if wanted.kind is None:
         return settings
     targets = {
@@ -97,6 +101,11 @@ def settings(teacher: Any, wanted: Wanted) -> dict[str, Any]:
     }
     of_targets = {name: value for name, value in teacher.decides(wanted.kind).items() if name not in answers}
     return {**settings, "targets": {**targets, **of_targets}}
+
+
+def _keeps(teacher: Any) -> bool:
+    """Whether rows that have an answer of their own keep it."""
+    return teacher.responses == "data" or teacher.keep_answers
 
 
 def same_answers(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
@@ -121,13 +130,15 @@ def ask(
     examples: Sequence[Example],
     folder: Path,
     earlier: TeacherResponses | None = None,
+    max_length: int | None = None,
 ) -> Mapping[str, Any]:
     """Fills `folder` with the teacher's responses to all prompts, going on after what is there.
 
     `earlier`: a store of the same answers with other targets; then nothing is answered again, only scored.
+    `max_length`: as `Wanted` has it.
     """
     with opened as engine:
-        rows_of = _Rows(teacher, engine, examples, earlier)
+        rows_of = _Rows(teacher, engine, examples, earlier, max_length)
         header = engine.header(len(examples) * teacher.samples)
         writer = StoreWriter(folder, header, rows_of.batches())
         missing = writer.num_missing()
@@ -147,7 +158,8 @@ def notes(sources: Counter[str], teacher: str, samples: int = 1) -> list[str]:
     sources = Counter({**sources, TOO_LONG: sources[TOO_LONG] // samples})  # of prompts, not of what each would get
     said = [words.format(sources[source], teacher) for source, words in NOT_LEARNT_FROM.items() if sources[source]]
     if sources[CUT]:
-        said.append(f"{sources[CUT]} answers of {teacher} were cut (teacher.max_new_tokens, context); they do not end.")
+        by = "teacher.max_new_tokens, training.max_length, context"
+        said.append(f"{sources[CUT]} answers of {teacher} were cut ({by}); they do not end.")
     return said
 
 
@@ -155,10 +167,16 @@ class _Rows:
     """Which rows there are, in which batches they are asked, and what becomes of an answer."""
 
     def __init__(
-        self, teacher: Any, engine: Engine, examples: Sequence[Example], earlier: TeacherResponses | None = None
+        self,
+        teacher: Any,
+        engine: Engine,
+        examples: Sequence[Example],
+        earlier: TeacherResponses | None,
+        max_length: int | None,
     ):
         self.teacher, self.engine, self.examples, self.earlier = teacher, engine, examples, earlier
-        self.keeps = teacher.responses == "data" or teacher.keep_answers
+        self.keeps = _keeps(teacher)
+        self.room = min(engine.context, max_length or engine.context)
         tokenizer = engine.tokenizer
         self.prompts = None if tokenizer is None else [encode_prompt(tokenizer, e.prompt) for e in examples]
 
@@ -167,7 +185,7 @@ class _Rows:
 
         All samples of a prompt are in one batch: they are compared with each other.
         """
-        own = [n for n, example in enumerate(self.examples) if self.keeps and example.response is not None]
+        own = [n for n in range(len(self.examples)) if self._is_own(n)]
         kept = set(own)
         asked = [n for n in range(len(self.examples)) if n not in kept]
         samples, size = self.teacher.samples, max(1, self.teacher.batch_size // self.teacher.samples)
@@ -198,18 +216,20 @@ class _Rows:
         prompt, sample = divmod(number, self.teacher.samples)
         example = self.examples[prompt]
         # a prompt that leaves no room for an answer is left out, or it would take its batch mates' room too
-        if self.prompts is not None and len(self.prompts[prompt]) + ROOM_FOR_ANSWER > self.engine.context:
+        room = self.room if self._is_own(prompt) else self.engine.context
+        if self.prompts is not None and len(self.prompts[prompt]) + ROOM_FOR_ANSWER > room:
             return self._left_out(number, "", TOO_LONG)
-        if not self.keeps or example.response is None:
+        if not self._is_own(prompt):
             return None
+        assert example.response is not None
         if sample:
             return self._left_out(number, "", "own answer")
         if self.prompts is None:
             return Row(number, example.response, "data")
         tokenizer, length = self.engine.tokenizer, len(self.prompts[prompt])
         answer = encode_response(tokenizer, example.response)
-        ids = np.array([*self.prompts[prompt], *answer][: self.engine.context], dtype=np.int32)
-        if len(ids) < length + len(answer):  # longer than the teacher can read: it was cut, and does not end
+        ids = np.array([*self.prompts[prompt], *answer][:room], dtype=np.int32)
+        if len(ids) < length + len(answer):  # longer than is read or learnt: it was cut, and does not end
             return Row(number, decode_response(tokenizer, ids[length:].tolist()), CUT, ids, length)
         return Row(number, example.response, "data", ids, length)
 
@@ -249,5 +269,11 @@ class _Rows:
         prompt = number // self.teacher.samples
         return Question(number, self.examples[prompt], None if self.prompts is None else self.prompts[prompt])
 
-    def _length(self, prompt: int) -> int:
-        return len(self.prompts[prompt]) if self.prompts is not None else len(str(self.examples[prompt].prompt))
+    def _is_own(self, prompt: int) -> bool:
+        return self.keeps and self.examples[prompt].response is not None
+
+    def _length(self, prompt: int) -> float:
+        """What the rows of a batch should have alike, or short ones are padded to the longest."""
+        asked = len(self.prompts[prompt]) if self.prompts is not None else len(str(self.examples[prompt].prompt))
+        # about four characters a token; exact lengths would cost a second pass of the tokenizer
+        return min(self.room, asked + len(self.examples[prompt].response or "") / 4) if self._is_own(prompt) else asked

@@ -97,6 +97,8 @@ def train_student(
         made = own_rows(examples, tokenizer, max_length=max_length)
         plan = plan_tokens(made.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
     _same_plan(together, plan)
+    if together.size > 1:
+        together.connect()  # before anything is loaded: it says which GPU is this process's
     with together.leader_first():  # what it leaves on the disk, the others read
         model = _build(recipe, tokenizer, folder)
         with same_threads(folder) as threads:

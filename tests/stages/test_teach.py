@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -163,7 +163,7 @@ def test_with_the_datas_answers_nobody_is_asked(scripted):
     assert notes_of(store) == [
         "1 prompts have no answer of scripted: left out.",
         "1 prompts do not fit the context of scripted: not asked, and left out.",
-        "1 answers of scripted were cut (teacher.max_new_tokens, context); they do not end.",
+        "1 answers of scripted were cut (teacher.max_new_tokens, training.max_length, context); they do not end.",
     ]
 
 
@@ -296,3 +296,25 @@ def test_a_cut_answer_ends_in_no_tokenizer(scripted):
         row.read()[0] for row in token_rows([Said([Example("a?"), Example("b?")], store)], other, max_length=99).rows
     )
     assert whole[-1] == other.eos_token_id and cut[-1] != other.eos_token_id
+
+
+def test_rows_with_answers_of_their_own_are_cut_where_nothing_more_is_learnt(tiny_teacher, tmp_path):
+    examples = [Example("How much?", "12 " * 40), Example("Why?", "so"), Example("long " * 30, "no")]
+    with engine_of(tiny_teacher, tmp_path, wanted(), responses="data") as engine:
+        teach.ask(engine.teacher, just(engine), examples, tmp_path, max_length=40)
+    store = TeacherResponses(tmp_path)
+    assert [store[n].source for n in range(3)] == [CUT, "data", "too long"]
+    assert len(store[0].input_ids_T) == 40 and len(store[1].input_ids_T) < 40
+    own = teach.settings(engine.teacher, replace(wanted(), max_length=20))
+    assert own != teach.settings(engine.teacher, replace(wanted(), max_length=30))
+    asked = Hf(kind="hf", model=str(tiny_teacher))
+    assert teach.settings(asked, wanted()) == teach.settings(asked, replace(wanted(), max_length=20))
+
+
+def test_a_batch_of_own_answers_holds_rows_of_like_length(tiny_teacher, tmp_path):
+    """Their prompts are alike: the answers are what would be padded."""
+    lengths = [3, 90, 12, 60, 5, 75, 30, 9, 45]
+    examples = [Example("", "x" * length) for length in lengths]
+    with engine_of(tiny_teacher, tmp_path, wanted(), responses="data", batch_size=3) as engine:
+        batches = teach._Rows(engine.teacher, engine, examples, None, None).batches()
+    assert [[lengths[n] for n in batch] for batch in batches] == [[3, 5, 9], [12, 30, 45], [60, 75, 90]]
