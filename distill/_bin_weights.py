@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.artifact import locked
 from distill.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -22,11 +23,20 @@ WEIGHTS, INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 def as_safetensors(source: Path, target: Path) -> Path:
     """`target`: the checkpoint of the folder `source`, its weights as safetensors; made once, and whole or not at all.
 
+    Of several processes that ask at once, as torchrun starts them, one converts and the others wait for it.
+
     Raises:
         RecipeError: a shard is missing, or holds more than tensors.
+        StageFailed: the disk of `target` knows no locks.
     """
     if (target / "config.json").is_file():
         return target
+    with locked(target.with_name(f"{target.name}.lock")):
+        # the process that held it before may have made the folder
+        return target if (target / "config.json").is_file() else _made(source, target)
+
+
+def _made(source: Path, target: Path) -> Path:
     scratch = target.with_name(f"{target.name}.scratch")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -75,14 +75,14 @@ def check_schedule(recipe: Recipe, num_rows: int) -> None:
         )
 
 
-def warm_up_fault(recipe: Recipe, num_steps: int) -> str | None:
-    """A sentence when the learning rate never gets where the recipe wants it, because warm-up is the whole training."""
-    warm_up = recipe.training.warmup_steps
-    if warm_up < num_steps or not warm_up:
+def warm_up_cut(recipe: Recipe, num_steps: int) -> str | None:
+    """A sentence when the trainer will warm up for fewer steps than the recipe says: half of the training at most."""
+    warm_up, most = recipe.training.warmup_steps, num_steps // 2
+    if warm_up <= most:
         return None
     return (
-        f"training.warmup_steps={warm_up} is not less than the {num_steps} steps of this training, so the learning "
-        f"rate never reaches {recipe.training.learning_rate:g}. Lower it, or train longer."
+        f"training.warmup_steps={warm_up} is more than half of the {num_steps} steps of this training, so the learning "
+        f"rate reaches {recipe.training.learning_rate:g} after {most} of them. Lower it, or train longer."
     )
 
 

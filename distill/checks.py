@@ -1,7 +1,9 @@
 """check(): everything that can be refused before anything is computed or written."""
 
+import json
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from distill._shape_checks import (
     check_templates,
     num_steps,
     rows_to_learn,
-    warm_up_fault,
+    warm_up_cut,
 )
 from distill._teacher_checks import (
     check_routes,
@@ -56,9 +58,9 @@ def check(recipe: Recipe) -> Examples:
     # last, because these load torch and transformers
     check_tokenizers(recipe)
     check_templates(recipe, examples, _tokenizers_of(recipe))
-    check_models(recipe, student)
-    slow = warm_up_fault(recipe, num_steps(recipe, num_rows))
-    return replace(examples, notes=(*examples.notes, slow)) if slow else examples
+    check_models(recipe, student, reads_hub=True)
+    cut = warm_up_cut(recipe, num_steps(recipe, num_rows))
+    return replace(examples, notes=(*examples.notes, cut)) if cut else examples
 
 
 def check_configs(recipe: Recipe, read: Read) -> dict[str, Any]:
@@ -88,10 +90,12 @@ def check_rows(recipe: Recipe, examples: Examples) -> int:
     return num_rows
 
 
-def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = False) -> None:
+def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = False, reads_hub: bool = False) -> None:
     """What takes the architecture itself to know: the adapter's layers, the compressions. Imports transformers.
 
-    `elsewhere`: the recipe is meant for another machine, so what bitsandbytes can do here decides nothing.
+    Args:
+        elsewhere: the recipe is meant for another machine, so what bitsandbytes can do here decides nothing.
+        reads_hub: whether a tokenizer on the hub may be loaded to ask whether a compression can express it.
 
     Raises:
         RecipeError: transformers has no such architecture, the adapter names no layer of it, or a compression cannot
@@ -100,7 +104,7 @@ def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = F
     if recipe.student.kind == "pretrained":
         refuse_unknown_architecture(student, "student.model")
     check_adapter(recipe, student)
-    _compressions_fit(recipe, student, elsewhere=elsewhere)
+    _compressions_fit(recipe, student, elsewhere=elsewhere, reads_hub=reads_hub)
 
 
 def load(data: Data) -> Examples:
@@ -163,18 +167,41 @@ def _adapter_fits(recipe: Recipe, student: dict[str, Any]) -> None:
         )
 
 
-def _compressions_fit(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool) -> None:
+def _compressions_fit(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool, reads_hub: bool) -> None:
     if STAGES.index(recipe.until) < STAGES.index("compress"):
         return
-    # a student from scratch takes the teacher's tokenizer; one that we train ourselves is known to be right
-    theirs = recipe.teacher.tokenizer_from
-    source = recipe.student.model if recipe.student.kind == "pretrained" else theirs[0] if theirs else None
+    source = _tokenizer_of_student(recipe)
     for name, compression in recipe.compression.items():
         why = None if elsewhere and name.startswith("bnb_") else compression.refuse(student)
-        if not why and source is not None and Path(source).is_dir():
-            why = compression.refuse_tokenizer(Path(source))
+        if not why and source is not None and Path(source[0]).is_dir():
+            why = compression.refuse_tokenizer(Path(source[0]))
+        # every other runtime reads the tokenizer as transformers does, and refuses none
+        elif not why and source is not None and reads_hub and compression.runtime == "llama.cpp":
+            why = _refused_of_hub(compression, source, student if recipe.student.kind == "pretrained" else None)
         if why:
             raise RecipeError(f"compression={name} cannot be made of this student: {why}")
+
+
+def _tokenizer_of_student(recipe: Recipe) -> tuple[str, str | None] | None:
+    """The checkpoint that it is of; None for a tokenizer that we train ourselves, which is known to be right."""
+    if recipe.student.kind == "pretrained":
+        return recipe.student.model, recipe.student.revision
+    # a student from scratch takes the teacher's
+    return None if recipe.loss.kind == "aligned" else recipe.teacher.tokenizer_from
+
+
+def _refused_of_hub(compression: Any, source: tuple[str, str | None], config: dict[str, Any] | None) -> str | None:
+    """What `compression` says of a tokenizer on the hub, as transformers saves it beside a student of `config`.
+
+    None: a student from scratch, which has a row for every token.
+    """
+    from distill.encoding import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        load_tokenizer(*source).save_pretrained(name)
+        if config:
+            (Path(name) / "config.json").write_text(json.dumps(config))
+        return compression.refuse_tokenizer(Path(name))
 
 
 def _answers_suffice(recipe: Recipe, examples: Examples) -> None:

@@ -36,6 +36,9 @@ def hub_of(
             if path.startswith("api/models/"):
                 is_tree = "/tree/" in path
                 name, _, revision = path.removeprefix("api/models/").partition("/tree/" if is_tree else "/revision/")
+                if is_tree and revision.endswith("/additional_chat_templates"):
+                    self._refuse(404, "EntryNotFound")  # a folder that transformers asks for, and few have
+                    return
                 folder = self._folder(name, revision)
                 if folder is not None:
                     files = [

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -53,6 +55,34 @@ def test_bin_weights_become_the_same_model(tmp_path, num_shards):
     assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
     before = target.stat().st_mtime_ns
     assert as_safetensors(tmp_path / "source", target) == target and target.stat().st_mtime_ns == before
+
+
+def test_of_processes_that_want_the_same_weights_one_converts(tmp_path):
+    bin_checkpoint(tmp_path / "source", 3)
+    # all have imported what they need and wait here, so that they start together
+    code = (
+        "import sys, time; from pathlib import Path; import torch, safetensors.torch\n"
+        "from distill._bin_weights import as_safetensors\n"
+        "source, target, go, ready = map(Path, sys.argv[1:]); ready.touch()\n"
+        "while not go.exists(): time.sleep(0.005)\n"
+        "made = as_safetensors(source, target); print(made, (made / 'config.json').stat().st_ino)"
+    )
+    go, target = tmp_path / "go", tmp_path / "cache" / "abc"
+    waiting = [tmp_path / f"ready-{number}" for number in range(3)]
+    command = [sys.executable, "-c", code, tmp_path / "source", target, go]
+    running = [
+        subprocess.Popen([*command, ready], env=cli_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for ready in waiting
+    ]
+    patience = time.monotonic() + 120
+    while not all(ready.exists() for ready in waiting) and time.monotonic() < patience:
+        time.sleep(0.05)
+    go.touch()
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
+    # one folder, made once: each saw the same file in it
+    assert {out.decode().strip() for out, _ in said} == {f"{target} {(target / 'config.json').stat().st_ino}"}
+    assert len(list(target.glob("*.safetensors"))) == 3
 
 
 def test_a_bin_file_that_would_run_something_is_refused(tmp_path):
@@ -122,6 +152,41 @@ def test_weights_that_the_hub_has_as_bin_alone_are_converted_beside_its_cache(tm
     assert run.stdout.strip() == str(folder)
     with safe_open(folder / "model-00001-of-00002.safetensors", "pt") as file:
         assert "lm_head.weight" in file.keys()  # noqa: SIM118
+
+
+def test_a_tokenizer_on_the_hub_that_an_export_cannot_express_is_refused_before_anything_runs(tmp_path, tiny_teacher):
+    shutil.copytree(tiny_teacher, tmp_path / "right")
+    shutil.copytree(tiny_teacher, tmp_path / "wrong")
+    file = tmp_path / "wrong" / "tokenizer.json"
+    spec = json.loads(file.read_text())
+    file.write_text(json.dumps({**spec, "normalizer": {"type": "Lowercase"}}))
+    shutil.copytree(tiny_teacher, tmp_path / "short")
+    file = tmp_path / "short" / "config.json"
+    few = json.loads(file.read_text())["vocab_size"] - 1
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": few}))
+    code = (
+        "import sys; from distill import _hydra; from distill.recipe import parse; from distill.checks import check\n"
+        "from distill.errors import RecipeError\n"
+        "try: check(parse(_hydra.compose(sys.argv[1:]).config))\n"
+        "except RecipeError as error: sys.exit(str(error))"
+    )
+    repositories = {f"org/{name}": {"main": tmp_path / name} for name in ("right", "wrong", "short")}
+    asked = [("right", "gguf_q8_0"), ("wrong", "gguf_q8_0"), ("wrong", "bf16"), ("short", "gguf_q8_0")]
+    said = dict.fromkeys(asked, "")
+    with hub_of(repositories) as (endpoint, _):
+        environment = cli_environment(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0")
+        for name, compression in said:
+            typed = [
+                *("recipe=quickstart", "data.num_rows=200", "teacher=none", "loss=text", "student=pretrained"),
+                *(f"student.model=org/{name}", "baselines=[]", f"compression=[{compression}]"),
+                *("training.max_length=96", "evaluation.max_new_tokens=16"),
+            ]
+            command = [sys.executable, "-c", code, *typed]
+            ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+            said[name, compression] = ran.stderr.strip() if ran.returncode else "passed"
+    assert said["right", "gguf_q8_0"] == said["wrong", "bf16"] == "passed", said
+    assert "compression=gguf_q8_0" in said["wrong", "gguf_q8_0"] and "Lowercase" in said["wrong", "gguf_q8_0"]
+    assert f"the model only {few} embeddings" in said["short", "gguf_q8_0"]
 
 
 def test_a_gated_repository_without_a_token_is_refused(tmp_path):

@@ -56,6 +56,8 @@ class GgufTokenizer:
 def gguf_tokenizer(folder: Path, vocab_size: int | None = None) -> GgufTokenizer:
     """The tokenizer of a checkpoint folder, padded with unused tokens to the rows of the embedding.
 
+    Added tokens without a row are left out: Code Llama's have them, and no model can read or write them.
+
     Args:
         folder: holds tokenizer.json and usually tokenizer_config.json, config.json, chat_template.jinja.
         vocab_size: rows of the embedding; None leaves the tokens as they are.
@@ -181,16 +183,19 @@ def _tokens_and_types(
     for text, index in spec["model"]["vocab"].items():
         is_byte = byte_fallback and re.fullmatch(r"<0x[0-9A-F]{2}>", text) is not None
         by_id[index] = (text, BYTE if is_byte else NORMAL)
+    size = vocab_size
+    if size is not None and by_id and max(by_id) >= size:
+        raise NotExpressible(f"its tokenizer has {max(by_id) + 1} tokens and the model only {size} embeddings")
     for token in spec["added_tokens"]:
+        if size is not None and token["id"] >= size:
+            continue
         text, options = token["content"], [key for key in ("lstrip", "rstrip", "single_word") if token.get(key)]
         if options:
             raise NotExpressible(f"its token {text!r} uses {'+'.join(options)}, which llama.cpp does not know")
         by_id[token["id"]] = (text, CONTROL if token["special"] else USER_DEFINED)
     unknown = spec["model"].get("unk_token") or ("<unk>" if byte_fallback else None)
-    size = vocab_size if vocab_size is not None else max(by_id) + 1
-    if max(by_id) >= size:
-        raise NotExpressible(f"its tokenizer has {max(by_id) + 1} tokens and the model only {size} embeddings")
-    padded = [by_id.get(index, (f"[PAD{index}]", UNUSED)) for index in range(size)]
+    rows = range(max(by_id) + 1 if size is None else size)
+    padded = [by_id.get(index, (f"[PAD{index}]", UNUSED)) for index in rows]
     return [text for text, _ in padded], [UNKNOWN if text == unknown else kind for text, kind in padded]
 
 

@@ -47,11 +47,18 @@ class GgufQ8_0:
         return layout.refuse(config)
 
     def refuse_tokenizer(self, folder: Path) -> str | None:
-        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
+        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None.
+
+        Where the folder has a config.json too, the vocabulary must fit into its embeddings.
+        """
+        import json
+
         from distill.compression._gguf_tokenizer import NotExpressible, gguf_tokenizer
 
+        file = folder / "config.json"
+        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         try:
-            gguf_tokenizer(folder)
+            gguf_tokenizer(folder, config.get("vocab_size"))
         except NotExpressible as reason:
             return str(reason)
         return None

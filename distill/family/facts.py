@@ -36,6 +36,8 @@ class Published:
     gated: bool = False
     """Downloading needs an account that has accepted the licence."""
     has_chat_template: bool = False
+    as_bin: bool = False
+    """The hub has its weights as .bin files alone: they are written a second time, as safetensors, and both stay."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ def _published(
         num_tokens=50265,
         licence="opt-175b",
         on_hub=revision is not None,
+        as_bin=revision is not None,
     )
 
 

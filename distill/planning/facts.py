@@ -104,5 +104,11 @@ def bytes_to_download(model: Model) -> float:
     return 0.0 if model.on_disk else float(model.stored_bytes)
 
 
+def bytes_to_convert(model: Model) -> float:
+    """Of safetensors that are written beside a download which is .bin files alone; 0 for every other checkpoint."""
+    known = published(model.name)
+    return bytes_to_download(model) if known and known[1].as_bin else 0.0
+
+
 def bytes_on_disk(model: Model) -> float:
     return float(weight_bytes(Path(model.name))) if model.on_disk and Path(model.name).is_dir() else 0.0

@@ -2,7 +2,7 @@
 
 from distill.errors import RecipeError
 from distill.planning import rates
-from distill.planning.facts import Facts, bytes_to_download, facts_of
+from distill.planning.facts import Facts, bytes_to_convert, bytes_to_download, facts_of
 from distill.planning.hardware import Hardware, hardware_of
 from distill.planning.memory import ADAM, FLOAT32, trained
 from distill.planning.package_stages import package_bytes
@@ -32,6 +32,7 @@ def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float 
     models = [*(model for _, model in facts.teachers.values() if model), facts.student]
     downloads = {model.name: Download(model.name, bytes_to_download(model), model.stored) for model in models}
     fetched = tuple(download for download in downloads.values() if download.bytes)
+    converted = {model.name: size for model in models if (size := bytes_to_convert(model))}
     first = next((model for _, model in facts.teachers.values() if model), None)
     stored = _stored(recipe, facts)
     return Plan(
@@ -46,11 +47,18 @@ def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float 
         stages=tuple(stages),
         downloads=fetched,
         store_bytes=stored,
-        disk_bytes=sum(d.bytes for d in fetched) + stored + _on_disk(recipe, facts, on),
+        disk_bytes=sum(d.bytes for d in fetched) + sum(converted.values()) + stored + _on_disk(recipe, facts, on),
         price_per_gpu_hour=price_per_gpu_hour,
-        assumptions=(*facts.notes, *facts.volume.notes, *_assumed(recipe, on, facts)),
+        assumptions=(*facts.notes, *facts.volume.notes, *_converted(converted), *_assumed(recipe, on, facts)),
         licence=_licence(recipe),
     )
+
+
+def _converted(sizes: dict[str, float]) -> list[str]:
+    if not sizes:
+        return []
+    said = ", ".join(f"{name} ({size / 1e9:,.3g} GB)" for name, size in sizes.items())
+    return [f"disk: the hub has {said} as .bin alone; written as much again as safetensors, and both stay."]
 
 
 def _stored(recipe: Recipe, facts: Facts) -> float:

@@ -75,7 +75,8 @@ class Plan:
     downloads: tuple[Download, ...]
     store_bytes: float
     disk_bytes: float
-    """Everything on disk at its most: downloads, store, students, training's own checkpoints, packages."""
+    """Everything on disk at its most: downloads and what is converted of them, store, students, packages, and
+    training's own checkpoints."""
     price_per_gpu_hour: float | None
     assumptions: tuple[str, ...]
     licence: tuple[str, ...]

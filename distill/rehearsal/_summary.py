@@ -28,6 +28,8 @@ class Told:
     folder: Path
     shapes: tuple[str, ...]
     not_proven: tuple[str, ...]
+    to_know: tuple[str, ...]
+    """Of the real run: what stops nothing."""
     licences: tuple[str, ...]
 
 
@@ -54,6 +56,7 @@ def summary(told: Told, *, seconds: float, stopped_by: str | None) -> str:
     lines += ["## Proven", "", *_bullets(_proven(run)), ""]
     lines += ["## With", "", *_bullets(told.shapes), ""] if told.shapes else []
     lines += ["## Not proven", "", *_bullets((*told.not_proven, *_alone(told.recipe), *NEVER_PROVEN)), ""]
+    lines += ["## Notes", "", *_bullets(told.to_know), ""] if told.to_know else []
     lines += ["## Licences", "", *_bullets(told.licences), ""]
     plan = None if stopped_by else _plan(told.recipe)
     lines += ["## Plan", "", plan, ""] if plan else []

@@ -3,21 +3,26 @@
 import os
 
 from distill._process_checks import check_processes
-from distill._shape_checks import num_steps, warm_up_fault
+from distill._shape_checks import num_steps, warm_up_cut
 from distill.checks import check_configs, check_models
 from distill.errors import RecipeError
 from distill.family.reading import read_known, refuse_unknown_architecture
+from distill.planning.hardware import hardware_of
 from distill.recipe import Recipe
 from distill.rehearsal._data import check_data
 from distill.rehearsal._sources import Source, student_source, teacher_sources
 
 
-def check_rehearsal(recipe: Recipe) -> None:
+def check_rehearsal(recipe: Recipe) -> tuple[str, ...]:
     """Holds the recipe against the real configurations and the real data, where these are here or known.
+
+    Returns what stops nothing and should be known, a sentence each.
 
     Raises:
         RecipeError: the run would stop. Nothing has been written.
     """
+    if recipe.hardware is not None:
+        hardware_of(recipe.hardware)
     sources = [*teacher_sources(recipe).values()]
     own = student_source(recipe)
     sources += [own] if own else []
@@ -25,10 +30,11 @@ def check_rehearsal(recipe: Recipe) -> None:
     check_processes(recipe)
     student = check_configs(recipe, read_known)
     rows = check_data(recipe)
-    _check_steps(recipe, rows)
     for source in sources:
         refuse_unknown_architecture(source.config, source.key)
     check_models(recipe, student, elsewhere=recipe.hardware is not None)
+    cut = _warm_up_cut(recipe, rows)
+    return (cut,) if cut else ()
 
 
 def refuse_gated(sources: list[Source]) -> None:
@@ -67,10 +73,7 @@ def has_token() -> bool:
     return bool(get_token())
 
 
-def _check_steps(recipe: Recipe, num_rows: int | None) -> None:
+def _warm_up_cut(recipe: Recipe, num_rows: int | None) -> str | None:
     if num_rows is None and recipe.training.max_steps is None:
-        return
-    steps = num_steps(recipe, num_rows or 0)
-    fault = warm_up_fault(recipe, steps)
-    if fault:
-        raise RecipeError(fault)
+        return None
+    return warm_up_cut(recipe, num_steps(recipe, num_rows or 0))

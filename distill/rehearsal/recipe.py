@@ -54,7 +54,9 @@ def rehearsed(recipe: Recipe, folder: Path, num_processes: int = 1) -> Rehearsed
         not_proven.append(f"max_kl_nats of {', '.join(strict)}: {MAX_KL_NATS:g} was allowed, as the weights are random")
     examples = load(data.data)
     teachers, student = teacher_sources(recipe), student_source(recipe)
-    places, shapes = _checkpoints([*teachers.values(), *([student] if student else [])], recipe, examples, folder)
+    sources = [*teachers.values(), *([student] if student else [])]
+    places, shapes, stood_in = _checkpoints(sources, recipe, examples, folder)
+    not_proven += [f"{who}: its own tokenizer and chat template; a tokenizer of its kind stood in" for who in stood_in]
     options = {
         key: _teacher(teacher, key, recipe, teachers.get(key), places, not_proven)
         for key, teacher in teachers_of(recipe).items()
@@ -79,11 +81,11 @@ def rehearsed(recipe: Recipe, folder: Path, num_processes: int = 1) -> Rehearsed
 
 def _checkpoints(
     sources: list[Source], recipe: Recipe, examples: Examples, folder: Path
-) -> tuple[dict[tuple[str, str | None], str], list[str]]:
-    """(model, revision) → folder of its stand-in, and a sentence on each."""
+) -> tuple[dict[tuple[str, str | None], str], list[str], list[str]]:
+    """(model, revision) → folder of its stand-in, a sentence on each, and those whose tokenizer is not here."""
     distinct = list({(source.model, source.revision): source for source in sources}.values())
     texts = [text for e in examples.train for text in (prompt_text(e), e.response) if text]
-    places, shapes = {}, []
+    places, shapes, stood_in = {}, [], []
     for number, (one, tokenized) in enumerate(zip(distinct, tokenizers_for(distinct, texts), strict=True)):
         # numbered: two folders may have the same name
         place = folder / "checkpoints" / f"{one.name}-{number}"
@@ -91,7 +93,9 @@ def _checkpoints(
         config = make_checkpoint(one, tokenized, place, layers) if layers else make_checkpoint(one, tokenized, place)
         places[one.model, one.revision] = str(place)
         shapes.append(_shape(one, config, tokenized.is_real, len(tokenized.tokenizer)))
-    return places, shapes
+        if not tokenized.is_real and not one.stands_in:
+            stood_in.append(one.who)
+    return places, shapes, stood_in
 
 
 def _shape(source: Source, config: dict[str, Any], has_real_tokenizer: bool, num_tokens: int) -> str:

@@ -32,15 +32,15 @@ def rehearse(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     """
     started = time.monotonic()
     console().print(f"Rehearsal of {recipe.name}: tiny random models of the same architectures, two steps each.")
-    check_rehearsal(recipe)
+    to_know = check_rehearsal(recipe)
     own = student_source(recipe)
     sources = [*teacher_sources(recipe).values(), *([own] if own else [])]
     made = _prepared(recipe, folder / STANDS)
     unproven = [*made.not_proven, *gated_unproven(sources)]
-    told = Told(recipe, folder, made.shapes, tuple(unproven), licence_sentences(recipe))
+    told = Told(recipe, folder, made.shapes, tuple(unproven), to_know, licence_sentences(recipe))
     try:
         with _store_in(folder / STANDS / "store"):
-            run(made.recipe, folder, notes)
+            run(made.recipe, folder, (*notes, *to_know))
     except DistillError as error:
         _tell(told, started, str(error))
         raise

@@ -86,3 +86,33 @@ def test_published_ids(build: Any, vectors: str, tmp_path: Path) -> None:
     with LlamaCpp(tmp_path / "package", num_threads=1) as runtime:
         assert runtime.tokenize(texts) == [[int(number) for number in line.split()] for line in published]
         assert runtime.tokenize(wiki) == wrapped(wiki, add_special_tokens=False)["input_ids"]
+
+
+def test_an_added_token_without_a_row_is_left_out(tmp_path: Path) -> None:
+    """transformers' tokenizer of Code Llama adds <FILL_ME> behind the last token that the model has a row for."""
+    from transformers import CodeLlamaTokenizer, LlamaConfig, LlamaForCausalLM
+
+    marks = ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    merges: Any = [("d", "e"), ("de", "f"), ("▁", "def"), ("i", "n"), ("▁", "x")]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁defghinrtx():"]
+    pieces += [*("".join(pair) for pair in merges), *marks]
+    tokenizer = CodeLlamaTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges)
+    assert tokenizer.convert_tokens_to_ids("<FILL_ME>") == len(pieces) == len(tokenizer) - 1
+    tokenizer.save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(pieces), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    option = GgufQ8_0(kind="gguf_q8_0")
+    assert option.refuse_tokenizer(tmp_path) is None
+    option.make(tmp_path, tmp_path / "package")
+    texts = ["def f(x): in", "def éx", "x <FILL"]
+    with LlamaCpp(tmp_path / "package", num_threads=1) as runtime:
+        found = runtime.tokenize(texts)
+    assert found == tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert found[0][:1] == [pieces.index("▁def")] and max(map(max, found)) < len(pieces)
+
+    # a token of the vocabulary itself is none that may be missing
+    config.vocab_size = len(pieces) - 1
+    config.save_pretrained(tmp_path)
+    assert f"{len(pieces)} tokens and the model only {len(pieces) - 1}" in (option.refuse_tokenizer(tmp_path) or "")

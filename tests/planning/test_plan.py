@@ -43,7 +43,8 @@ def test_a_sharded_student_is_cut_over_all_devices_but_for_what_is_gathered():
     memory = stage(plan(recipe, "8xh100-80gb"), "train").memory
     assert memory.optimizer == 8 * N / 8
     block = 12 * 768 * 768 + 13 * 768  # projections, biases and two norms of a GPT-2 block
-    assert memory.weights == 4 * N / 8 + 4 * (50_257 * 768 + 2 * block)
+    # the root (its embedding is the head too) whole in float32 for the step; two blocks at a time in 2 bytes
+    assert memory.weights == 4 * N / 8 + 4 * 50_257 * 768 + 2 * 2 * block
 
 
 def test_a_student_is_cut_of_its_own_accord_where_its_states_are_large():
@@ -113,6 +114,20 @@ def test_downloads_are_the_published_weights_in_their_stored_dtype():
         "huggyllama/llama-7b": 2 * 6_738_415_616,
     }
     assert made.disk_bytes > sum(d.bytes for d in made.downloads) + made.store_bytes
+
+
+def test_weights_that_the_hub_has_as_bin_alone_lie_on_the_disk_twice(monkeypatch):
+    recipe = recipe_of("recipe=opt66b_to_1b3")
+    made = plan(recipe)
+    fetched = 2 * (65_719_701_504 + 1_315_758_080)
+    assert sum(d.bytes for d in made.downloads) == fetched
+    notes = [line for line in made.assumptions if "as .bin alone" in line]
+    assert len(notes) == 1 and "facebook/opt-66b (131 GB), facebook/opt-1.3b (2.63 GB)" in notes[0]
+    monkeypatch.setattr("distill.planning.make.bytes_to_convert", lambda model: 0.0)
+    once = plan(recipe)
+    assert made.disk_bytes - once.disk_bytes == fetched and not [n for n in once.assumptions if ".bin" in n]
+    llama = plan(recipe_of("recipe=llama65b_to_7b", "licence.accept=[llama-1]"))
+    assert not [line for line in llama.assumptions if ".bin" in line]
 
 
 def test_json_has_the_keys_that_scripts_read():

@@ -7,7 +7,10 @@ import json
 
 import pytest
 
+from distill import _hydra
 from distill.errors import DistillError
+from distill.recipe import parse
+from distill.rehearsal.check import check_rehearsal
 
 
 @pytest.fixture
@@ -27,6 +30,11 @@ def stopped(rehearse_here):
 def test_without_a_mistake_the_users_own_files_pass(rehearse_here, chat_recipe):
     folder = rehearse_here(*chat_recipe)
     assert "chat_model: llama (llama) at a width of 64, its own tokenizer" in (folder / "rehearsal.md").read_text()
+
+
+@pytest.fixture
+def compose():
+    return lambda *overrides: parse(_hydra.compose([*overrides, "rehearse=true"]).config)
 
 
 SHIPPED = [
@@ -81,9 +89,9 @@ SHIPPED = [
         id="a learning-rate schedule with zero steps",
     ),
     pytest.param(
-        ["recipe=gpt2xl_to_gpt2", "training.max_steps=80", "training.warmup_steps=100"],
-        ["training.warmup_steps=100", "80 steps", "never reaches"],
-        id="a learning-rate schedule that is all warm-up",
+        ["recipe=gpt2xl_to_gpt2", "hardware=9xfoo-12gb"],
+        ["hardware=9xfoo-12gb", "no device 'foo-12gb'", "h100-80gb", "Describe any other one: hardware=4xmine:"],
+        id="a device that nobody knows",
     ),
     pytest.param(
         ["recipe=opt66b_to_1b3", "teacher.model=facebook/opt-3b"],
@@ -116,6 +124,14 @@ SHIPPED = [
 @pytest.mark.parametrize(("overrides", "words"), SHIPPED)
 def test_a_mistake_in_a_shipped_recipe(stopped, overrides, words):
     stopped(*overrides, words=words)
+
+
+def test_a_warm_up_as_long_as_the_training_is_said_and_stops_nothing(compose):
+    """The trainer warms up for half of the steps at most, so a real run goes on too."""
+    steps = ["recipe=gpt2xl_to_gpt2", "compression=[bf16]", "training.max_steps=80"]
+    (said,) = check_rehearsal(compose(*steps, "training.warmup_steps=100"))
+    assert all(word in said for word in ("training.warmup_steps=100", "80 steps", "after 40 of them"))
+    assert check_rehearsal(compose(*steps, "training.warmup_steps=40")) == ()
 
 
 def test_a_template_that_drops_the_agents_turns(stopped, chat_recipe, chat_model):

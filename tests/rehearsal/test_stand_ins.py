@@ -100,6 +100,15 @@ def test_a_served_teacher_costs_nothing(tmp_path):
     assert any("gpt-9 at https://api.openai.com/v1 was not asked" in words for words in made.not_proven)
 
 
+def test_a_tokenizer_that_is_not_here_is_not_proven_and_one_that_is_needs_no_word(tmp_path):
+    def of(*overrides):
+        made = made_of(composed(*overrides), tmp_path / str(len(overrides)))
+        return [words.partition(":")[0] for words in made.not_proven if "its own tokenizer and chat template" in words]
+
+    assert of("recipe=qwen3_32b_to_0b6") == ["Qwen/Qwen3-32B", "Qwen/Qwen3-0.6B"]
+    assert of("recipe=quickstart", "compression=[]") == []
+
+
 def test_filters_that_random_models_never_pass_are_left_out_and_said(tmp_path):
     made = made_of(composed("recipe=math_assistant"), tmp_path)
     assert made.recipe.teacher.filters == ["duplicate"] and made.recipe.teacher.samples == 2
