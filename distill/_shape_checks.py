@@ -138,3 +138,13 @@ def _check_template(name: str, tokenizer: Any, row: Example) -> None:
                 "makes of the conversation, so a student would never see it. Use a checkpoint with a whole template, "
                 "or mend its chat_template.jinja."
             )
+
+
+def check_packing(recipe: Recipe, student: dict[str, Any]) -> None:
+    """Raises RecipeError where rows in one sequence are known to see each other; training proves the rest."""
+    why = {
+        "bloom": "takes no positions, by which rows in one sequence are told apart",
+        "opt": "does not let positions decide what a token sees (transformers 5.23), so rows would see each other",
+    }.get(student.get("model_type", ""))
+    if recipe.training.packing and why:
+        raise RecipeError(f"training.packing: {student['model_type']} {why}. Leave packing out.")

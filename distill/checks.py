@@ -13,6 +13,7 @@ from distill._process_checks import check_processes
 from distill._shape_checks import (
     check_adapter,
     check_labels,
+    check_packing,
     check_parallel,
     check_schedule,
     check_templates,
@@ -104,6 +105,7 @@ def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = F
     if recipe.student.kind == "pretrained":
         refuse_unknown_architecture(student, "student.model")
     check_adapter(recipe, student)
+    check_packing(recipe, student)
     _compressions_fit(recipe, student, elsewhere=elsewhere, reads_hub=reads_hub)
 
 

@@ -118,6 +118,8 @@ class Recipe:
         """Raises ValueError when the loss cannot be had from what would be stored."""
         kind = self.target_kind
         if self.loss.kind == "aligned":
+            if self.training.packing:
+                raise ValueError("training.packing with loss=aligned: its spans belong to rows; leave packing out")
             if self.live or self.training.on_policy:
                 raise ValueError(
                     "loss=aligned compares the likelihoods of stored answers; it goes with neither teacher.live nor "

@@ -39,6 +39,9 @@ class Training:
     logging_steps: Annotated[float, Field(gt=0)] = 0.02
     """The same for the loss curve."""
     gradient_checkpointing: bool = False
+    packing: bool = False
+    """Rows stand side by side in sequences of up to max_length tokens, each seeing itself alone: less padding, the same
+    loss."""
     sharding: Literal["auto", "none", "full"] = "auto"
     """Under several processes. none: each holds the student (DDP); full: each holds a part of it, of its gradients and
     of Adam's averages (FSDP2); auto: full where they would take more than 40 % of a GPU. The result is the same."""

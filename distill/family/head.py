@@ -55,8 +55,17 @@ def logit_facts(config: "PretrainedConfig") -> tuple[float, float | None]:
     return float(getattr(config, "logit_scale", None) or 1.0), float(softcap) if softcap else None
 
 
-def hidden_states(model: Any, input_ids_BT: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":
-    """Last hidden states `[B, T, D]`, just before the head; the head is not called."""
+def hidden_states(
+    model: Any,
+    input_ids_BT: "Tensor",
+    attention_mask_BT: "Tensor | None",
+    position_ids_BT: "Tensor | None" = None,
+) -> "Tensor":
+    """Last hidden states `[B, T, D]`, just before the head; the head is not called.
+
+    Without a mask, positions that start again begin a row of their own (`distill.stages._packing`).
+    """
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    output = body.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False)
+    positions = {} if position_ids_BT is None else {"position_ids": position_ids_BT}
+    output = body.base_model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False, **positions)
     return output.last_hidden_state

@@ -12,6 +12,7 @@ from distill.errors import DataError
 from distill.example import Example
 from distill.responses import TeacherResponses
 from distill.stages._aligned_rows import AlignedRow, Aligner, batch_spans
+from distill.stages._packing import pack
 from distill.targets import KINDS, Places, RowTargets
 
 if TYPE_CHECKING:
@@ -182,12 +183,18 @@ def _not_empty(made: TokenRows, num_rows: int, max_length: int) -> TokenRows:
 
 
 def collate(
-    rows: Sequence[TokenRow], *, pad_id: int, prompt_weight: float, target_vocab: int | None
+    rows: Sequence[TokenRow],
+    *,
+    pad_id: int,
+    prompt_weight: float,
+    target_vocab: int | None,
+    pack_to: int | None = None,
 ) -> dict[str, "Tensor"]:
     """One right-padded batch: position t of `labels` and `weights` speaks of token t + 1.
 
     input_ids, attention_mask, labels int64 and weights float32 `[B, T]`; with `target_vocab`, the size of the
-    student's vocabulary, also what the store's kind of targets lays out (its `batch()` says what).
+    student's vocabulary, also what the store's kind of targets lays out (its `batch()` says what). With `pack_to`, the
+    rows stand side by side in sequences of so many tokens at most, and position_ids take the place of attention_mask.
     """
     import torch
 
@@ -215,6 +222,8 @@ def collate(
     }
     if target_vocab is not None:
         batch = {**batch, **_collate_targets(rows, [targets for _, targets in read], T, target_vocab)}
+    if pack_to is not None:
+        batch = pack(batch, [len(ids) for ids, _ in read], pack_to, pad_to=PAD_TO)
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 

@@ -85,7 +85,7 @@ def root(module: nn.Module, mesh: "DeviceMesh") -> nn.Module:
     return module
 
 
-def shard_teacher(teacher: Any, mesh: "DeviceMesh") -> Callable[[Tensor, Tensor], Tensor]:
+def shard_teacher(teacher: Any, mesh: "DeviceMesh") -> Callable[..., Tensor]:
     """Cuts a teacher that is not trained; gives what computes its hidden states.
 
     Its embeddings and head stay gathered after the first step: they never change, and the loss's backward reads them.

@@ -21,7 +21,7 @@ class Step(nn.Module):
 
     Args:
         student: the model that is trained; PEFT's wrappers are read through.
-        teacher: a live teacher, or None. `teacher_states(input_ids, attention_mask)` gives its hidden states where
+        teacher: a live teacher, or None. `teacher_states` (called like `hidden_states`) gives its hidden states where
             calling its body does not (it is sharded).
         stored: kind and temperature of stored targets; None where the loss needs no teacher.
     """
@@ -32,7 +32,7 @@ class Step(nn.Module):
         distill_loss: Callable[..., LossTerms],
         *,
         teacher: Any = None,
-        teacher_states: Callable[[Tensor, Tensor], Tensor] | None = None,
+        teacher_states: Callable[..., Tensor] | None = None,
         stored: tuple[str, float] | None = None,
         bf16: bool,
     ):
@@ -47,7 +47,7 @@ class Step(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         device = batch["input_ids"].device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast_bf16):
-            hidden_BTD = hidden_states(self.student, batch["input_ids"], batch["attention_mask"])
+            hidden_BTD = hidden_states(self.student, *_places(batch))
             head = output_head(self.student)
             student = StudentOutput(
                 hidden_BTD=hidden_BTD,
@@ -66,7 +66,7 @@ class Step(nn.Module):
         teacher, states = self._teacher
         if teacher is not None:
             with torch.no_grad():
-                hidden_BTD = states(batch["input_ids"], batch["attention_mask"])
+                hidden_BTD = states(*_places(batch))
             head, device = output_head(teacher), batch["input_ids"].device
             # a teacher on several devices has them elsewhere; on one, these are the tensors themselves
             return TeacherTargets(
@@ -89,5 +89,10 @@ class States(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        return hidden_states(self.model, input_ids_BT, attention_mask_BT)
+    def forward(self, input_ids_BT: Tensor, *places: Tensor | None) -> Tensor:
+        return hidden_states(self.model, input_ids_BT, *places)
+
+
+def _places(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Token ids, and the mask of a padded batch or the positions of a packed one."""
+    return batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")

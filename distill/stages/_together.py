@@ -194,7 +194,7 @@ def cut_models(
     checkpoint: Path | None,
     *,
     bf16: bool,
-) -> tuple[bool, Callable[[Tensor, Tensor], Tensor] | None]:
+) -> tuple[bool, Callable[..., Tensor] | None]:
     """Cuts the student's blocks, and a live teacher's, where `sharding` wants it, before an optimizer exists.
 
     Gives whether it did, and what computes the teacher's hidden states then. The weights of `checkpoint`, from which

@@ -27,6 +27,7 @@ from distill.progress import bar
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._dropout import without_own_dropout
+from distill.stages._packing import require_separate_rows
 from distill.stages._rows import IGNORED, TokenRow, collate
 from distill.stages._step import Step
 from distill.training import Training
@@ -82,6 +83,8 @@ def train(
     start = _step(checkpoint) if checkpoint else 0
     if stop_after is not None and start >= stop_after:
         return Trained([], start)
+    if training.packing:
+        require_separate_rows(model)
     make, arguments, states, cut = DistillTrainer, TrainingArguments, None, False
     if together.size > 1:
         from distill.stages._together import Arguments, TogetherTrainer, cut_models
@@ -92,7 +95,13 @@ def train(
         model=model,
         args=_arguments(arguments, training, plan.steps, seed, folder, together.size),
         train_dataset=_Rows(rows),
-        data_collator=partial(collate, pad_id=pad_id, prompt_weight=training.prompt_weight, target_vocab=vocab_size),
+        data_collator=partial(
+            collate,
+            pad_id=pad_id,
+            prompt_weight=training.prompt_weight,
+            target_vocab=vocab_size,
+            pack_to=training.max_length if training.packing else None,
+        ),
         plan=plan,
         step=Step(model, loss, teacher=live_teacher, teacher_states=states, stored=stored, bf16=bf16),
     )

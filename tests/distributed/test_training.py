@@ -36,6 +36,9 @@ WAYS = {
     "ddp_split": {"sharding": "none", **SPLIT},
     "fsdp": {"sharding": "full"},
     "fsdp_split": {"sharding": "full", **SPLIT, "gradient_checkpointing": True},
+    # against one process that pads
+    "ddp_packed": {"sharding": "none", "packing": True, "max_length": 48},
+    "fsdp_packed": {"sharding": "full", "packing": True, "max_length": 48},
 }
 RUNS = [
     *(("tied", way) for way in WAYS),
