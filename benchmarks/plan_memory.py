@@ -114,6 +114,8 @@ def measure(folder: Path, typed: list[str]) -> int:
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-m", "distill", *typed, f"hydra.run.dir={folder / 'out'}"]
+    # through a shell that forks once more: Linux counts the memory of whoever starts a program into its peak
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{' '.join(typed)}\n{ran.stderr[-2000:]}")
