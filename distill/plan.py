@@ -2,14 +2,10 @@
 
 import argparse
 import json
-import os
-import sys
-from typing import NoReturn
 
-from distill.errors import DistillError, RecipeError
-from distill.progress import console
+from distill._command import Parser, run_and_exit
+from distill.errors import RecipeError
 
-INTERRUPTED = 130
 OWN = ("hardware", "price_per_gpu_hour")
 """Arguments in Hydra's form that are the plan's own."""
 EPILOG = """\
@@ -28,19 +24,7 @@ examples
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 planned, whether it fits or not; 2 a wrong recipe or argument; 130 interrupted."""
-    try:
-        code = _run(_arguments(arguments))
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except DistillError as error:
-        console().print(str(error), style="red", markup=False, emoji=False)
-        code = error.exit_code
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    sys.exit(code)
+    run_and_exit(lambda: _run(_arguments(arguments)))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -80,24 +64,18 @@ def _price(text: str | None) -> float | None:
 
 
 def _arguments(typed: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="python -m distill.plan",
+    parser = Parser(
+        "distill.plan",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Says what a recipe needs and costs, stage by stage, before anything is downloaded.",
         epilog=EPILOG,
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="recipe=NAME, hardware=…, price_per_gpu_hour=…, any override"
     )
     parser.add_argument("--json", action="store_true", help="bytes, seconds and FLOPs as JSON")
     parser.add_argument("--config-dir", metavar="FOLDER", help="options and recipes of your own, as for distill itself")
     return parser.parse_intermixed_args(typed)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise RecipeError(f"{message}. See python -m distill.plan --help")
 
 
 if __name__ == "__main__":

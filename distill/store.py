@@ -1,38 +1,19 @@
 """python -m distill.store: what is in the store of responses, whether it is whole, and what nobody needs any more."""
 
 import argparse
-import os
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from distill.errors import DistillError, RecipeError
-from distill.progress import console
+from distill._command import Parser, output, run_and_exit
+from distill.errors import RecipeError
 from distill.workspace import store_folder
 
-INTERRUPTED = 130
 PIPE_WIDTH = 160
 """Columns of a table that is not read in a terminal."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 a store is damaged, 2 a wrong argument, 130 interrupted."""
-    try:
-        code = _run(_arguments(arguments))
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except DistillError as error:
-        console().print(str(error), style="red", markup=False, emoji=False)
-        code = error.exit_code
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except OSError as error:
-        console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
-        code = 1
-    sys.exit(code)
+    run_and_exit(lambda: _run(_arguments(arguments)))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -45,7 +26,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = args.store or store_folder()
     if not folder.is_dir():
         raise RecipeError(f"{folder} is no folder. Name a store of responses, or the folder of all artifacts.")
-    out = _terminal()
+    out = output(PIPE_WIDTH, soft_wrap=True)
     if args.prune:
         return prune(folder, args.runs or [], unfinished=args.unfinished, really=args.yes, out=out)
     if args.verify:
@@ -64,12 +45,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _arguments(typed: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,  # --y must delete nothing
-        prog="python -m distill.store",
+    parser = Parser(
+        "distill.store",
         description="Shows what teachers have answered: all stores of responses, or one of them.",
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument(
         "store",
         metavar="STORE",
@@ -96,33 +75,13 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(typed)
     if args.rows < 0:
-        _refuse(f"--rows {args.rows}: it must be 0 or more")
+        parser.error(f"--rows {args.rows}: it must be 0 or more")
     if args.prune and args.verify:
-        _refuse("--prune and --verify: only one of them at a time")
+        parser.error("--prune and --verify: only one of them at a time")
     for name in ("yes", "runs", "unfinished"):
         if getattr(args, name) and not args.prune:
-            _refuse(f"--{name} means nothing without --prune")
+            parser.error(f"--{name} means nothing without --prune")
     return args
-
-
-def _refuse(message: str) -> NoReturn:
-    raise RecipeError(f"{message}. See python -m distill.store --help")
-
-
-def _terminal():
-    """Standard output; what is piped is neither wrapped nor cut at 80 columns."""
-    from rich.console import Console
-
-    class Output(Console):
-        """Leaves a closed pipe to `main`; rich itself would exit with 1."""
-
-        def on_broken_pipe(self) -> None:
-            raise
-
-    out = Output(highlight=False, soft_wrap=True)
-    if not out.is_terminal:
-        out.width = max(out.width, PIPE_WIDTH)
-    return out
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ LAYERS = [
         "alignment",
         "record",
         "progress",
+        "_command",
         "distributed",
         "_slurm_tasks",
         "_submitting",

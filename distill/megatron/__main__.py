@@ -1,33 +1,17 @@
 """python -m distill.megatron CHECKPOINT_FOLDER OUT_FOLDER: a Megatron-LM GPT-2 as transformers loads it."""
 
 import argparse
-import sys
 from pathlib import Path
-from typing import NoReturn
 
-from distill.errors import DistillError, RecipeError
-from distill.progress import console
-
-INTERRUPTED = 130
+from distill._command import Parser, run_and_exit
 
 
 def main(typed: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the disk failed, 2 a wrong argument or checkpoint, 130 interrupted."""
-    try:
-        _run(_arguments(typed))
-        code = 0
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except DistillError as error:
-        console().print(str(error), style="red", markup=False, emoji=False)
-        code = error.exit_code
-    except OSError as error:
-        console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
-        code = 1
-    sys.exit(code)
+    run_and_exit(lambda: _run(_arguments(typed)))
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from distill.megatron.convert import convert
 
     made = convert(
@@ -47,15 +31,14 @@ def _run(args: argparse.Namespace) -> None:
     )
     if not made.tokenizer_files:
         print("It has no tokenizer yet: run with --tokenizer FOLDER, or copy GPT-2's tokenizer files into it.")
+    return 0
 
 
 def _arguments(typed: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
-        prog="python -m distill.megatron",
+    parser = Parser(
+        "distill.megatron",
         description="Converts a GPT-2 checkpoint of Megatron-LM into a folder that transformers and distill load.",
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT_FOLDER",
@@ -75,12 +58,8 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(typed)
     for name in ("heads", "vocab_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            _refuse(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be 1 or more")
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be 1 or more")
     return args
-
-
-def _refuse(message: str) -> NoReturn:
-    raise RecipeError(f"{message}. See python -m distill.megatron --help")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.checkpoint import weight_bytes
 from distill.family.known import published
 from distill.family.reading import read_known, refuse_unknown_architecture
 from distill.planning.model import BYTES, Model, model_of
@@ -108,7 +107,3 @@ def bytes_to_convert(model: Model) -> float:
     """Of safetensors that are written beside a download which is .bin files alone; 0 for every other checkpoint."""
     known = published(model.name)
     return bytes_to_download(model) if known and known[1].as_bin else 0.0
-
-
-def bytes_on_disk(model: Model) -> float:
-    return float(weight_bytes(Path(model.name))) if model.on_disk and Path(model.name).is_dir() else 0.0

@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distill._command import output
 from distill.planning.result import Plan, Stage, spoken_time
 
 WIDTH = 100
@@ -15,9 +16,7 @@ HEADS = ("weights", "AdamW", "grad.", "activ.", "logits", "KV", "rest")
 
 def show(plan: Plan, console: Console | None = None) -> None:
     """Prints memory, time and disk of each stage, what is assumed, and the verdict."""
-    out = console or Console(highlight=False)
-    if not out.is_terminal:
-        out.width = max(out.width, WIDTH)
+    out = console or output(WIDTH)
     size = f", {plan.nodes} nodes" if plan.nodes > 1 else ""
     teacher = f"teacher {_count(plan.teacher_parameters)}, " if plan.teacher_parameters else ""
     out.print(

@@ -1,0 +1,61 @@
+"""What `python -m distill.plan`, `.recipes`, `.store` and `.megatron` share: how they parse, print and end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from distill.errors import DistillError, RecipeError
+from distill.progress import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses with a RecipeError that names the command's help. Flags are not abbreviated: --y must delete nothing."""
+
+    def __init__(self, command: str, **arguments: Any):
+        super().__init__(prog=f"python -m {command}", allow_abbrev=False, **arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message}. See {self.prog} --help")
+
+
+def run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """Exits with what `run` returns, with a DistillError's own code, 1 where the disk failed, 130 when interrupted."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except DistillError as error:
+        console().print(str(error), style="red", markup=False, emoji=False)
+        code = error.exit_code
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
+        code = 1
+    sys.exit(code)
+
+
+def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":
+    """Standard output; what is piped is not cut at 80 columns but has `pipe_width`."""
+    from rich.console import Console
+
+    class Output(Console):
+        """Leaves a closed pipe to `run_and_exit`; rich itself would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise
+
+    out = Output(highlight=False, soft_wrap=soft_wrap)
+    if not out.is_terminal:
+        out.width = max(out.width, pipe_width)
+    return out
