@@ -35,7 +35,12 @@ class Head:
 
 
 def output_head(model: Any) -> Head:
-    """The head of `model`, read through PEFT's wrappers; its weight is the parameter itself, not a copy."""
+    """The head of `model`, read through PEFT's wrappers; its weight is the parameter itself, not a copy.
+
+    Where `device_map=auto` left the head in the machine's memory or on its disk, it is fetched to where it computes.
+    """
+    from accelerate.utils import align_module_device
+
     layer = model.get_output_embeddings()
     if hasattr(layer, "lora_A"):
         raise RecipeError(
@@ -44,7 +49,8 @@ def output_head(model: Any) -> Head:
     if hasattr(layer, "modules_to_save"):
         layer = layer.modules_to_save[layer.active_adapter]
     scale, softcap = logit_facts(model.config)
-    return Head(layer.weight, getattr(layer, "bias", None), scale, softcap)
+    with align_module_device(layer):  # the tensors outlive it
+        return Head(layer.weight, getattr(layer, "bias", None), scale, softcap)
 
 
 def logit_facts(config: "PretrainedConfig") -> tuple[float, float | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
+from distill.runtime._placement import places, said_if_too_large
 from distill.runtime.bnb import cast_unquantised, disable_cpu_packing, import_bitsandbytes, quiet
 
 INT8: Mapping[str, Any] = {"load_in_8bit": True}
@@ -33,7 +34,7 @@ def load_model(
         folder: see `distill.runtime.hf.Transformers`.
         dtype: a torch dtype or its name; None keeps what is stored.
         device: "cpu" or "cuda"; None takes the GPU where there is one.
-        device_map: "auto" spreads the layers over all GPUs and the CPU's memory.
+        device_map: "auto" spreads the layers over all GPUs, then the CPU's memory, then the disk.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +52,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype="auto" if dtype is None else dtype,
-            device_map=device_map or {"": device or default_device()},
+            **places(device, device_map, quantised=quantised),
             trust_remote_code=False,
             local_files_only=Path(base).is_dir(),
         )
@@ -89,12 +90,12 @@ def load_quantised(
 
     import_bitsandbytes()
     arguments = {"nf4": NF4, "int8": INT8}[how] if isinstance(how, str) else how
-    with quiet():
+    with quiet(), said_if_too_large(folder):
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype="auto",
             quantization_config=BitsAndBytesConfig(**arguments),
-            device_map=device_map or {"": device or default_device()},
+            **places(device, device_map, quantised=True),
             trust_remote_code=False,
             local_files_only=Path(folder).is_dir(),
         )
@@ -109,13 +110,6 @@ def load_like(student: Path | str, package: Path, device: str | None = None) -> 
     how = dict(config["quantization_config"])
     how.pop("quant_method", None)
     return load_quantised(student, {k: v for k, v in how.items() if k[0] != "_"}, rest=config["dtype"], device=device)
-
-
-def default_device() -> str:
-    """ "cuda" where there is one, else "cpu"."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _base_of(adapter: Path) -> Path | str:

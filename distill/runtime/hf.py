@@ -17,6 +17,7 @@ from distill.errors import DataError
 from distill.runtime._cache import empty_cache
 from distill.runtime._cpu_attention import use_cpu_attention
 from distill.runtime._loading import load_as, load_like, load_model, load_quantised
+from distill.runtime._placement import default_device
 
 __all__ = ["Transformers", "load_as", "load_model", "load_quantised"]
 
@@ -64,7 +65,9 @@ class Transformers:
             how = {"dtype": dtype, "device": device, "quantise": quantise, "device_map": device_map}
             model = load_as(folder, **how) if like is None else load_like(folder, like, device)
         self.model: Any = model
-        self.device: str = next(self.model.parameters()).device.type
+        kinds = (parameter.device.type for parameter in self.model.parameters())
+        # "meta": a weight that waits in the CPU's memory or on the disk
+        self.device: str = next((kind for kind in kinds if kind != "meta"), default_device())
         self.tokenizer = tokenizer or _load_tokenizer(folder)
         # PEFT's wrapper adds a call per forward and hides nothing that we need: its layers live inside the model.
         self._causal: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

@@ -14,7 +14,9 @@ from distill.checkpoint import local_folder, weight_bytes
 from distill.encoding import decode_response, template_hash, tokenizer_hash
 from distill.errors import RecipeError
 from distill.family.head import hidden_states, output_head
+from distill.progress import console
 from distill.responses import Header
+from distill.runtime._placement import offloaded
 from distill.stages._threads import same_threads
 from distill.stages.teach import Question, Wanted
 from distill.targets import Layout
@@ -46,7 +48,17 @@ def open_local(teacher: Hf, wanted: Wanted, folder: Path, student_head: Path | N
         Transformers(checkpoint, **how_to_load(teacher, checkpoint)) as model,
         torch.inference_mode(),
     ):
+        _say_if_offloaded(model.model)
         yield LocalTeacher(teacher, wanted, model, frozen_head(student_head) if student_head else None)
+
+
+def _say_if_offloaded(model: Any) -> None:
+    waiting, all_weights = offloaded(model), len(list(model.parameters()))
+    if waiting:
+        console().print(
+            f"    {waiting} of the teacher's {all_weights} weights do not fit on the GPUs; they wait in the machine's "
+            "memory or on its disk,\n    and every batch fetches them. Faster: teacher.quantization=nf4, or more GPUs."
+        )
 
 
 def how_to_load(teacher: Hf, checkpoint: Path) -> dict[str, Any]:

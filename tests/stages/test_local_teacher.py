@@ -269,3 +269,29 @@ def test_a_teacher_that_is_loaded_otherwise_says_nearly_the_same(
         kl += (np.exp(truth_SV) * (truth_SV - log_softmax(row.targets.logprobs_SV.astype(float)))).sum(axis=1).tolist()
     # float16 keeps 11 bits of a log-probability: that alone is about 1e-7 nats
     assert (1e-6 if most > 1e-6 else 0) < np.mean(kl) < max(most, 2e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_teacher_that_does_not_fit_waits_elsewhere_and_says_the_same(
+    tied, tiny_teacher, tmp_path, monkeypatch, capsys
+):
+    teacher = another(tiny_teacher, tmp_path / "teacher", num_hidden_layers=3, tie_word_embeddings=tied)
+    here = asked(teacher, tmp_path / "here", wanted("dense"))
+    assert "wait" not in capsys.readouterr().err
+    size = sum(p.numel() * 4 for p in AutoModelForCausalLM.from_pretrained(teacher).parameters())
+    # a machine whose memory holds part of it: the rest, an untied head among it, stays on the disk until it is used
+    monkeypatch.setattr("transformers.integrations.accelerate.accelerate_max_memory", lambda _=None: {"cpu": size // 2})
+    away = asked(teacher, tmp_path / "away", wanted("dense"), device_map="auto")
+    with engine_of(teacher, tmp_path / "again", wanted("dense"), device_map="auto") as engine:
+        assert (engine.model.model.get_output_embeddings().weight.device.type == "meta") is not tied
+    assert "wait in the machine's memory or on its disk" in capsys.readouterr().err
+    for n in range(len(EXAMPLES)):
+        assert here[n].text == away[n].text and list(here[n].input_ids_T) == list(away[n].input_ids_T)
+        if here[n].targets is not None:
+            np.testing.assert_array_equal(here[n].targets.logprobs_SV, away[n].targets.logprobs_SV)
+
+
+def test_quantised_weights_that_do_not_fit_are_refused_in_our_words(tiny_teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.accelerate.accelerate_max_memory", lambda _=None: {"cpu": 60_000})
+    with pytest.raises(RecipeError, match=r"do not fit on the GPUs.*\n.*device_map=auto"):
+        asked(tiny_teacher, tmp_path, wanted(), quantization="nf4", device_map="auto")
