@@ -1,13 +1,12 @@
-"""smallest_change(): what to alter, in the order of what it costs, until a stage fits."""
+"""What to alter, in the order of what it costs, until a stage fits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.adapter.lora import Lora
 from distill.adapter.qlora import Qlora
 from distill.planning.hardware import Hardware
-from distill.planning.memory import Memory
 from distill.planning.model import Model
 from distill.recipe import Recipe
 from distill.teacher.vllm import Vllm
@@ -23,23 +22,11 @@ class Change:
     words: tuple[str, ...]
     recipe: Recipe
     hardware: Hardware
+    offloads: bool = False
+    """Leaves weights in the machine's memory, which takes nothing but time: a great deal of it."""
 
     def and_then(self, words: str, recipe: Recipe, hardware: Hardware | None = None) -> "Change":
-        return Change((*self.words, words), recipe, hardware or self.hardware)
-
-
-Need = Callable[[Recipe, Hardware], Memory]
-
-
-def smallest_change(
-    need: Need, tries: Iterator[Change], room: Callable[[Hardware], float]
-) -> tuple[str, Memory] | None:
-    """(overrides, memory afterwards) of the first try that fits; None when none does."""
-    for change in tries:
-        memory = need(change.recipe, change.hardware)
-        if memory.total <= room(change.hardware):
-            return " ".join(change.words), memory
-    return None
+        return replace(self, words=(*self.words, words), recipe=recipe, hardware=hardware or self.hardware)
 
 
 def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
@@ -64,7 +51,7 @@ def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
 
 
 def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[Change]:
-    """Smaller batches, all GPUs of a node, four bits, a tensor-parallel server, more GPUs."""
+    """Smaller batches, all GPUs of a node, four bits, the machine's memory, a tensor-parallel server, more GPUs."""
     teacher, start = recipe.teacher, Change((), recipe, hardware)
     if teacher.kind == "vllm":
         yield from _more_parallel(start, model)
@@ -78,14 +65,16 @@ def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[C
     yield from smaller
     cheap = [start, smaller[-1]] if smaller else [start]
     spread = cheap
-    if hardware.per_node > 1 and teacher.device_map is None:
+    if not hardware.is_cpu and teacher.device_map is None:
         spread = [_teacher(c, "teacher.device_map=auto", device_map="auto") for c in cheap]
-        yield from spread
+        yield from spread if hardware.per_node > 1 else ()
     if teacher.quantization == "none":
         yield from (_teacher(c, "teacher.quantization=nf4", quantization="nf4") for c in cheap)
-        if spread is not cheap:
+        if spread is not cheap and hardware.per_node > 1:
             yield from (_teacher(c, "teacher.quantization=nf4", quantization="nf4") for c in spread)
     if not hardware.is_cpu:
+        unquantised = [start, *smaller] if teacher.quantization == "none" else []
+        yield from (_offloaded(c) for c in unquantised)
         served = replace(recipe, teacher=_as_served(teacher)) if recipe.target_kind in {None, "top_k"} else None
         if served is not None:
             yield from _more_parallel(Change(("teacher=vllm",), served, hardware), model)
@@ -148,6 +137,13 @@ def _shorter(start: Change) -> Iterator[Change]:
     while length > SHORTEST:
         length //= 2
         yield _training(start, f"training.max_length={length}", max_length=length)
+
+
+def _offloaded(start: Change) -> Change:
+    teacher: Any = start.recipe.teacher
+    if teacher.device_map != "auto":
+        start = _teacher(start, "teacher.device_map=auto", device_map="auto")
+    return replace(start, offloads=True)
 
 
 def _as_served(teacher: Any) -> Vllm:

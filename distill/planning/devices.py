@@ -1,7 +1,10 @@
 """DEVICES: what a plan must know of an accelerator, each figure from its maker's data sheet.
 
 Memory is what the name says in decimal gigabytes; the driver reports a little more and keeps some of it. Rates are
-dense, not sparse. Links are one direction of what the data sheet counts in both.
+dense, not sparse. Links are one direction of what the data sheet counts in both. A node's own memory is not on the
+device's data sheet: it is what such nodes are usually built or rented with (DGX: 512 GB with V100, 1 TB with A100 of
+40 GB, 2 TB since; AWS g4dn, g5, g6 and g6e of 4 or 8 GPUs; Frontier: 512 GB for four MI250X; 64 GB for each card of a
+workstation), and `host_gb=` says another.
 """
 
 from dataclasses import dataclass
@@ -22,12 +25,16 @@ class Device:
     """Bytes per second to the other devices of a node, one direction."""
     per_node: int
     """Devices of a usual node."""
+    host_bytes: float
+    """This device's share of its node's own memory."""
     source: str
     has_bf16: bool = True
     """Whether it multiplies bfloat16 in hardware: without it, training computes in float32."""
+    described: str = ""
+    """The words behind its name, where a user described it."""
 
 
-def _device(name, memory_gb, bf16, float32, bandwidth_gb, link_gb, per_node, source, has_bf16=True) -> Device:
+def _device(name, memory_gb, bf16, float32, bandwidth_gb, link_gb, per_node, host_gb, source, has_bf16=True) -> Device:
     return Device(
         name,
         memory_gb * 1e9,
@@ -36,6 +43,7 @@ def _device(name, memory_gb, bf16, float32, bandwidth_gb, link_gb, per_node, sou
         bandwidth_gb * 1e9,
         link_gb * 1e9,
         per_node,
+        host_gb * 1e9,
         source,
         has_bf16,
     )
@@ -47,31 +55,34 @@ CPU_BANDWIDTH = 20e9
 """Bytes per second and process, a usual share of a server's memory channels."""
 
 _LISTED = (
-    # name, GB, bf16 and float32 TFLOP/s, memory GB/s, link GB/s one way, per node
-    _device("t4-16gb", 16, 65, 8.1, 320, 16, 4, "NVIDIA T4 data sheet, 2019", False),
-    _device("v100-16gb", 16, 125, 15.7, 900, 150, 8, "NVIDIA V100 SXM2 data sheet, 2020", False),
-    _device("v100-32gb", 32, 125, 15.7, 900, 150, 8, "NVIDIA V100 SXM2 data sheet, 2020", False),
-    _device("a10-24gb", 24, 125, 31.2, 600, 32, 4, "NVIDIA A10 data sheet, 2021"),
-    _device("l4-24gb", 24, 121, 30.3, 300, 32, 8, "NVIDIA L4 data sheet, 2023"),
-    _device("rtx3090-24gb", 24, 71, 35.6, 936, 32, 4, "NVIDIA Ampere GA102 white paper, 2021"),
-    _device("rtx4090-24gb", 24, 165, 82.6, 1008, 32, 4, "NVIDIA Ada GPU architecture white paper, 2022"),
-    _device("a6000-48gb", 48, 155, 38.7, 768, 56, 4, "NVIDIA RTX A6000 data sheet, 2021"),
-    _device("l40s-48gb", 48, 362, 91.6, 864, 32, 8, "NVIDIA L40S data sheet, 2023"),
-    _device("a100-40gb", 40, 312, 19.5, 1555, 300, 8, "NVIDIA A100 SXM data sheet, 2021"),
-    _device("a100-80gb", 80, 312, 19.5, 2039, 300, 8, "NVIDIA A100 SXM data sheet, 2021"),
-    _device("h100-80gb", 80, 989, 67, 3350, 450, 8, "NVIDIA H100 SXM data sheet, 2023"),
-    _device("h200-141gb", 141, 989, 67, 4800, 450, 8, "NVIDIA H200 SXM data sheet, 2024"),
-    _device("b200-180gb", 180, 2250, 75, 8000, 900, 8, "NVIDIA HGX B200 data sheet, 2025"),
-    _device("mi250x-128gb", 128, 383, 47.9, 3277, 250, 4, "AMD Instinct MI250X data sheet, 2021"),
-    _device("mi300x-192gb", 192, 1307, 163, 5300, 448, 8, "AMD Instinct MI300X data sheet, 2023"),
+    # name, GB, bf16 and float32 TFLOP/s, memory GB/s, link GB/s one way, per node, GB of host memory for each
+    _device("t4-16gb", 16, 65, 8.1, 320, 16, 4, 48, "NVIDIA T4 data sheet, 2019", False),
+    _device("v100-16gb", 16, 125, 15.7, 900, 150, 8, 64, "NVIDIA V100 SXM2 data sheet, 2020", False),
+    _device("v100-32gb", 32, 125, 15.7, 900, 150, 8, 64, "NVIDIA V100 SXM2 data sheet, 2020", False),
+    _device("a10-24gb", 24, 125, 31.2, 600, 32, 4, 48, "NVIDIA A10 data sheet, 2021"),
+    _device("l4-24gb", 24, 121, 30.3, 300, 32, 8, 96, "NVIDIA L4 data sheet, 2023"),
+    _device("rtx3090-24gb", 24, 71, 35.6, 936, 32, 4, 64, "NVIDIA Ampere GA102 white paper, 2021"),
+    _device("rtx4090-24gb", 24, 165, 82.6, 1008, 32, 4, 64, "NVIDIA Ada GPU architecture white paper, 2022"),
+    _device("a6000-48gb", 48, 155, 38.7, 768, 56, 4, 64, "NVIDIA RTX A6000 data sheet, 2021"),
+    _device("l40s-48gb", 48, 362, 91.6, 864, 32, 8, 192, "NVIDIA L40S data sheet, 2023"),
+    _device("a100-40gb", 40, 312, 19.5, 1555, 300, 8, 128, "NVIDIA A100 SXM data sheet, 2021"),
+    _device("a100-80gb", 80, 312, 19.5, 2039, 300, 8, 256, "NVIDIA A100 SXM data sheet, 2021"),
+    _device("h100-80gb", 80, 989, 67, 3350, 450, 8, 256, "NVIDIA H100 SXM data sheet, 2023"),
+    _device("h200-141gb", 141, 989, 67, 4800, 450, 8, 256, "NVIDIA H200 SXM data sheet, 2024"),
+    _device("b200-180gb", 180, 2250, 75, 8000, 900, 8, 256, "NVIDIA HGX B200 data sheet, 2025"),
+    _device("mi250x-128gb", 128, 383, 47.9, 3277, 250, 4, 128, "AMD Instinct MI250X data sheet, 2021"),
+    _device("mi300x-192gb", 192, 1307, 163, 5300, 448, 8, 256, "AMD Instinct MI300X data sheet, 2023"),
 )
 DEVICES = {device.name: device for device in _LISTED}
+HOST_LINK = 10e9
+"""Bytes per second from a node's memory to one device: unpinned pages over PCIe, as accelerate's hooks copy them; an
+assumption."""
 NODE_LINK = 50e9
 """Bytes per second of one device to other nodes, one direction: one 400 Gbit/s port for each GPU, as in DGX H100."""
 
 
 def cpu(cores: int, memory_bytes: float) -> Device:
-    """A machine without a GPU as one device."""
+    """A machine without a GPU as one device; no memory lies beside its own."""
     flops = cores * CPU_FLOPS
     source = "this machine's cores and memory; rates as measured on two AVX-512 cores"
-    return Device("cpu", memory_bytes, flops, flops, CPU_BANDWIDTH, CPU_BANDWIDTH, 1, source)
+    return Device("cpu", memory_bytes, flops, flops, CPU_BANDWIDTH, CPU_BANDWIDTH, 1, 0.0, source)

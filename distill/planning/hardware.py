@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.errors import RecipeError
 from distill.planning.devices import DEVICES, NODE_LINK, Device, cpu
@@ -15,8 +15,18 @@ DESCRIBED = {
     "bandwidth_gb": 1e9,
     "link_gb": 1e9,
     "per_node": 1,
+    "host_gb": 1e9,
 }
 """Words of a description → their unit."""
+FIELDS = {
+    "memory_gb": "memory_bytes",
+    "bf16_tflops": "bf16_flops",
+    "bandwidth_gb": "memory_bandwidth",
+    "link_gb": "link_bandwidth",
+    "per_node": "per_node",
+    "host_gb": "host_bytes",
+}
+"""The same words → what of a Device they say."""
 EXAMPLE = "4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4"
 
 
@@ -37,6 +47,11 @@ class Hardware:
         return -(-self.count // self.device.per_node)
 
     @property
+    def host_bytes(self) -> float:
+        """A node's own memory, beside that of its devices."""
+        return self.per_node * self.device.host_bytes
+
+    @property
     def is_cpu(self) -> bool:
         return self.device.name.startswith("cpu")
 
@@ -46,11 +61,13 @@ class Hardware:
         return self.device.link_bandwidth if self.nodes == 1 else min(self.device.link_bandwidth, NODE_LINK)
 
     def __str__(self) -> str:
-        return f"{self.count}x{self.device.name}"
+        return f"{self.count}x{self.device.name}" + (f":{self.device.described}" if self.device.described else "")
 
 
 def hardware_of(asked: str | None) -> Hardware:
     """`asked`, such as "8xh100-80gb", "cpu-16gb" or a description (`EXAMPLE`); None is this machine.
+
+    A description behind a known device's name changes what it gives: "2xrtx4090-24gb:host_gb=128".
 
     Raises:
         RecipeError: it names no device that is known and describes none.
@@ -90,7 +107,8 @@ def this_machine() -> Hardware:
             f"This machine's {name} is not in the table of devices. Describe it: hardware={EXAMPLE}\n"
             f"(there are: {', '.join(DEVICES)})"
         )
-    return Hardware(min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes)), len(gpus))
+    device = min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes))
+    return Hardware(replace(device, host_bytes=this_cpu().memory_bytes / len(gpus)), len(gpus))
 
 
 def this_cpu() -> Device:
@@ -126,10 +144,15 @@ def _described(asked: str, name: str, words: str) -> Device:
                 f"An example: hardware={EXAMPLE}"
             )
         values[key] = float(value) * DESCRIBED[key]
+    known = DEVICES.get(name)
     needed = [key for key in ("memory_gb", "bf16_tflops", "bandwidth_gb") if key not in values]
-    if needed:
+    if needed and not known:
         raise RecipeError(f"hardware={asked}: {', '.join(needed)} is needed too. An example: hardware={EXAMPLE}")
-    flops, bandwidth = values["bf16_tflops"], values["bandwidth_gb"]
-    # without a link of its own: PCIe 4.0 x16
-    link, per_node = values.get("link_gb", 32e9), int(values.get("per_node", 8))
-    return Device(name, values["memory_gb"], flops, flops / 8, bandwidth, link, per_node, "as described")
+    fields = {FIELDS[key]: value for key, value in values.items()}
+    if "bf16_tflops" in values:
+        fields["float32_flops"] = values["bf16_tflops"] / 8
+    if "per_node" in values:
+        fields["per_node"] = int(values["per_node"])
+    # without a link of its own: PCIe 4.0 x16; a workstation's memory
+    rest = known or Device(name, 0.0, 0.0, 0.0, 0.0, 32e9, 8, 64e9, "as described")
+    return replace(rest, **fields, described=words)

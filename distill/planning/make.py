@@ -49,7 +49,7 @@ def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float 
         store_bytes=stored,
         disk_bytes=sum(d.bytes for d in fetched) + sum(converted.values()) + stored + _on_disk(recipe, facts, on),
         price_per_gpu_hour=price_per_gpu_hour,
-        assumptions=(*facts.notes, *facts.volume.notes, *_converted(converted), *_assumed(recipe, on, facts)),
+        assumptions=(*facts.notes, *facts.volume.notes, *_converted(converted), *_assumed(recipe, on)),
         licence=_licence(recipe),
     )
 
@@ -75,7 +75,7 @@ def _on_disk(recipe: Recipe, facts: Facts, hardware: Hardware) -> float:
     return students + checkpoints + sum(package_bytes(c, student) for c in recipe.compression.values())
 
 
-def _assumed(recipe: Recipe, hardware: Hardware, facts: Facts) -> list[str]:
+def _assumed(recipe: Recipe, hardware: Hardware) -> list[str]:
     """What the figures rest on, one line each."""
     if hardware.is_cpu:
         lines = [
@@ -86,7 +86,9 @@ def _assumed(recipe: Recipe, hardware: Hardware, facts: Facts) -> list[str]:
         lines = [
             f"speed: {rates.TRAINING_SHARE:.0%} of the bf16 peak in training, {rates.READING_SHARE:.0%} in reading, "
             f"{rates.BANDWIDTH_SHARE:.0%} of the memory's bandwidth in writing.",
-            "memory: 1.5 GB of each GPU for CUDA, NCCL and what the allocator cannot use.",
+            "memory: 1.5 GB of each GPU for CUDA, NCCL and what the allocator cannot use; "
+            f"{hardware.host_bytes / 1e9:,.0f} GB of a node's own memory (hardware={hardware.count}x"
+            f"{hardware.device.name}:host_gb=… says another for each GPU).",
         ]
     if hardware.count > 1 and not hardware.is_cpu:
         lines.append(
@@ -96,14 +98,6 @@ def _assumed(recipe: Recipe, hardware: Hardware, facts: Facts) -> list[str]:
         )
     if recipe.training.on_policy:
         lines.append("training.on_policy: the student's own answers and their scores are not in these figures.")
-    evaluated = recipe.evaluation.positions * max(
-        [facts.student.vocab, *(model.vocab for _, model in facts.teachers.values() if model)]
-    )
-    if not hardware.is_cpu and 4 * evaluated > 8e9:
-        lines.append(
-            f"evaluation.positions={recipe.evaluation.positions}: its log-probabilities take {4 * evaluated / 1e9:.0f} "
-            "GB of the machine's own memory for each model."
-        )
     return lines
 
 

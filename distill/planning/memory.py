@@ -39,16 +39,33 @@ class Memory:
     kv_cache: float = 0.0
     process: float = 0.0
     moment: str = ""
+    host_weights: float = 0.0
+    """That wait in the node's own memory, and are fetched by each pass."""
+    host_rest: float = 0.0
+    """What else lies in the node's own memory."""
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "moment")
+        """On the device."""
+        return sum(getattr(self, name) for name in _ON_DEVICE)
+
+    @property
+    def host(self) -> float:
+        """In the node's own memory."""
+        return self.host_weights + self.host_rest
+
+    @property
+    def offloads(self) -> bool:
+        return self.host_weights > 0
 
     @property
     def largest(self) -> str:
         """What takes most, in words."""
-        names = [field.name for field in fields(self) if field.name not in {"moment", "process"}]
+        names = [name for name in _ON_DEVICE if name != "process"]
         return max(names, key=lambda name: getattr(self, name)).replace("_", " ")
+
+
+_ON_DEVICE = [field.name for field in fields(Memory) if field.type is float and not field.name.startswith("host")]
 
 
 @dataclass(frozen=True)

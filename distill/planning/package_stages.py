@@ -1,25 +1,23 @@
-"""compress, verify and evaluate: what is made of the student, proven and scored. One device works at a time."""
+"""compress and verify: what is made of the student, and proven. One device works at a time."""
 
 from dataclasses import replace
 from typing import Any
 
 from distill.adapter.qlora import Qlora
 from distill.planning import rates
-from distill.planning.changes import for_teaching, for_training
+from distill.planning.changes import for_training
 from distill.planning.hardware import Hardware
 from distill.planning.memory import FLOAT32, Memory, of_student, process_bytes
 from distill.planning.model import Model
+from distill.planning.placement import DISK_RATE, Placement
 from distill.planning.result import Stage
 from distill.planning.site import Site, size_of
-from distill.planning.teaching import dtype_of, local_bytes, of_reader, spread_over
+from distill.planning.teaching import of_reader
 from distill.planning.train_stage import training_work
 from distill.planning.volume import Volume
 from distill.recipe import Recipe
 
-DISK_RATE = 1e9
-"""Bytes per second at which checkpoints are read and written: an assumption."""
 VERIFIED_ROWS, VERIFIED_POSITIONS = 64, 1000
-EVALUATION_BATCH = 128
 LONGEST_READ = 2048
 
 
@@ -48,7 +46,7 @@ def compress(site: Site) -> list[Stage]:
             "one device",
             need,
             for_training(recipe, hardware) if any(c.heals for c in recipe.compression.values()) else iter(()),
-            rates.Work(flops, seconds, "disk"),
+            lambda *_: rates.Work(flops, seconds, "disk"),
             tokens=0.0,
             disk_bytes=packages,
         )
@@ -117,7 +115,7 @@ def verify(site: Site) -> list[Stage]:
     def need(_: Recipe, hardware: Hardware) -> Memory:
         memory = of_reader(
             student,
-            FLOAT32 * student.parameters,
+            Placement(FLOAT32 * student.parameters, 0.0, 1),
             "float32",
             hardware,
             length=length,
@@ -137,80 +135,8 @@ def verify(site: Site) -> list[Stage]:
             "one device",
             need,
             iter(()),
-            rates.Work(read.flops, seconds, "disk"),
+            lambda *_: rates.Work(read.flops, seconds, "disk"),
             tokens=float(models * VERIFIED_ROWS * length),
-        )
-    ]
-
-
-def evaluate(site: Site) -> list[Stage]:
-    recipe, student, hardware, volume = site.recipe, site.facts.student, site.hardware, site.volume
-    evaluation, one = recipe.evaluation, replace(hardware, count=1)
-    length = min(volume.longest(recipe.training.max_length), student.positions or 1 << 30)
-    asked = evaluation.samples if evaluation.kind == "bits_per_byte" else evaluation.rows or volume.evaluation_rows
-    asked = min(asked, volume.evaluation_rows)
-    prompt = max(1, min(volume.longest_prompt, (student.positions or 1 << 30) - evaluation.max_new_tokens))
-    scored: list[tuple[Model, float, str, int]] = [(student, FLOAT32 * student.parameters, "float32", 1)]
-    teacher, model = site.facts.teachers.get("teach", (None, None))
-    if teacher is not None and teacher.kind == "hf" and model is not None:
-        scored.append((model, local_bytes(teacher, model), dtype_of(teacher, model), spread_over(teacher, hardware)))
-
-    def need(recipe: Recipe, hardware: Hardware) -> Memory:
-        memories = []
-        for of, weights, dtype, spread in scored:
-            if of is model and recipe.teacher is not teacher:  # a change of the teacher is tried
-                if recipe.teacher.kind != "hf":
-                    continue  # a served teacher is not scored
-                weights, spread = local_bytes(recipe.teacher, of), spread_over(recipe.teacher, hardware)
-            memory = of_reader(
-                of,
-                weights,
-                dtype,
-                hardware,
-                length=length,
-                positions=evaluation.positions,
-                rows=min(EVALUATION_BATCH, max(1, asked)),
-                new_tokens=evaluation.max_new_tokens,
-                prompt=prompt,
-                spread=spread,
-            )
-            memories.append(replace(memory, moment=f"{size_of(of)}: {memory.moment}"))
-        return max(memories, key=_total)
-
-    work, tokens = rates.NOTHING, 0.0
-    students = 1 + len(recipe.baselines) + sum(c.runtime == "transformers" for c in recipe.compression.values())
-    mean_prompt = min(volume.prompt, prompt)
-    for of, weights, _, _ in scored:
-        times = students if of is student else 1
-        wrote = rates.writing(
-            of,
-            asked,
-            mean_prompt,
-            evaluation.max_new_tokens,
-            one,
-            at_once=EVALUATION_BATCH,
-            devices=1,
-            weight_bytes=weights,
-            engine="transformers",
-        )
-        read = rates.reading(of, 2 * evaluation.positions, length, one, 1)
-        tokens += times * (asked * (mean_prompt + evaluation.max_new_tokens) + evaluation.positions)
-        work = rates.Work(
-            work.flops + times * (wrote.flops + read.flops),
-            work.seconds + times * (wrote.seconds + read.seconds + weights / DISK_RATE),
-            wrote.bound,
-        )
-    return [
-        site.finished(
-            "evaluate",
-            f"{students} of {size_of(student)}" + (f", the teacher of {size_of(scored[1][0])}" if scored[1:] else ""),
-            "one device" if all(spread == 1 for *_, spread in scored) else f"teacher over {scored[1][3]} devices",
-            need,
-            for_teaching(recipe, hardware, model)
-            if teacher is not None and model is not None and teacher.kind == "hf"
-            else iter(()),
-            work,
-            tokens=tokens,
         )
     ]
 

@@ -58,10 +58,12 @@ def writing(
     devices: int,
     weight_bytes: float,
     engine: str,
+    fetching: float = 0.0,
 ) -> Work:
     """Answers of `answer` tokens to `rows` prompts, `at_once` beside each other on `devices` that work together.
 
     One step writes a token of each row. It reads all weights and all keys and values, and bandwidth bounds it.
+    `fetching`: seconds in which a pass fetches the weights that wait in the machine's memory.
     """
     at_once = max(1.0, min(at_once, rows))
     first = reading(model, rows * prompt, prompt, hardware, devices)
@@ -72,11 +74,17 @@ def writing(
     by_flops = at_once * flops / (devices * hardware.device.bf16_flops * share(hardware, READING_SHARE))
     exchanged = 2 * model.layers * EXCHANGE_SECONDS if devices > 1 and engine == "vllm" else 0.0
     started = model.layers * LAYER_SECONDS if engine == "transformers" and not hardware.is_cpu else 0.0
-    step = max(by_bandwidth + exchanged, by_flops, started)
-    bounds = {"arithmetic": by_flops, "kernel launches": started, "memory bandwidth": by_bandwidth + exchanged}
+    bounds = {
+        "arithmetic": by_flops,
+        "kernel launches": started,
+        "memory bandwidth": by_bandwidth + exchanged,
+        "fetching weights": fetching,
+    }
+    step = max(by_bandwidth + exchanged, by_flops, started) + fetching
     steps = rows / at_once * answer
     bound = max(bounds, key=lambda name: bounds[name])
-    return Work(first.flops + rows * answer * flops, first.seconds + steps * step, bound)
+    seconds = first.seconds + rows / at_once * fetching + steps * step
+    return Work(first.flops + rows * answer * flops, seconds, bound)
 
 
 def training(

@@ -8,6 +8,25 @@ from distill.planning.memory import Memory
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """A change of a recipe or of its hardware that makes a stage fit."""
+
+    overrides: str
+    """As they are typed."""
+    device_bytes: float
+    """On the fullest device, afterwards."""
+    host_bytes: float
+    seconds: float
+    """Of the stage, afterwards."""
+    offloads: bool
+    """Whether weights wait in the machine's memory."""
+
+    def __str__(self) -> str:
+        where = f", {self.host_bytes / 1e9:.3g} GB in the machine's memory" if self.offloads else ""
+        return f"{self.overrides} (then {self.device_bytes / 1e9:.3g} GB{where}; {spoken_time(self.seconds)})"
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage, as its fullest device sees it."""
 
@@ -18,10 +37,13 @@ class Stage:
     """On which devices, and how it lies on them."""
     memory: Memory
     available_bytes: float
-    change: str | None
-    """Overrides that make it fit, when it does not; None when it fits, or nothing of ours makes it fit."""
-    changed_bytes: float | None
-    """What it needs after the change."""
+    host_available_bytes: float
+    """Of the machine's own memory."""
+    change: Remedy | None
+    """What makes it fit, when it does not; None when it fits, or nothing of ours makes it fit."""
+    instead: Remedy | None
+    """Beside a change: what leaves weights in the machine's memory. Where it fits because weights lie there: the
+    smallest change with which they need not."""
     tokens: float
     flops: float
     seconds: float
@@ -32,11 +54,15 @@ class Stage:
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.available_bytes
+        return self.memory.total <= self.available_bytes and self.memory.host <= self.host_available_bytes
 
     @property
     def said(self) -> str:
-        """Whether it fits, in one sentence."""
+        """Whether it fits, and what to change, in one sentence."""
+        return f"{self._needs}: {'fits' if self.fits else 'does not fit'}{self._advice}"
+
+    @property
+    def _needs(self) -> str:
         there = f"{self.available_bytes / 1e9:.3g} GB"
         memory = self.memory
         largest = getattr(memory, memory.largest.replace(" ", "_"))
@@ -44,10 +70,18 @@ class Stage:
             needs = f"{self.name} needs {largest / 1e9:.3g} GB for {memory.largest}"
         else:
             needs = f"{self.name} needs {memory.total / 1e9:.3g} GB, {largest / 1e9:.3g} of them for {memory.largest}"
+        needs = f"{needs}, {there} is there"
+        if memory.offloads or memory.host > self.host_available_bytes:
+            host = f"{memory.host / 1e9:.3g} of {self.host_available_bytes / 1e9:.3g} GB"
+            needs += f", and {host} of the machine's own memory"
+        return needs
+
+    @property
+    def _advice(self) -> str:
         if self.fits:
-            return f"{needs}, {there} is there: fits"
-        change = self.change or "none of ours; it takes larger or more devices"
-        return f"{needs}, {there} is there: does not fit; smallest change: {change}"
+            return f"; without weights in the machine's memory: {self.instead}" if self.instead else ""
+        words = f"; smallest change: {self.change or 'none of ours; it takes larger or more devices'}"
+        return f"{words}; or, with the weights as they are: {self.instead}" if self.instead else words
 
 
 @dataclass(frozen=True)
@@ -124,7 +158,7 @@ class Plan:
         """Plain values for JSON: the fields, and what follows from them."""
         plain = dataclasses.asdict(self)
         for stage, given in zip(plain["stages"], self.stages, strict=True):
-            stage["memory"]["total"] = given.memory.total
+            stage["memory"] |= {"total": given.memory.total, "host": given.memory.host}
             stage["fits"] = given.fits
         names = ("fits", "hours", "node_hours", "gpu_hours", "price", "verdict")
         return {**plain, **{name: getattr(self, name) for name in names}}

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distill._command import output
-from distill.planning.result import Plan, Stage, spoken_time
+from distill.planning.result import Plan, spoken_time
 
 WIDTH = 100
 PARTS = ("weights", "optimizer", "gradients", "activations", "logits", "kv_cache", "process")
@@ -31,16 +31,21 @@ def show(plan: Plan, console: Console | None = None) -> None:
             _say(out, f"{title}: {line}", "dim" if title == "Assumed" else "yellow")
     for stage in plan.stages:
         if not stage.fits:
-            _say(out, f"{stage.said}{_after(stage)}.", "red")
+            _say(out, f"{stage.said}.", "red")
+        elif stage.memory.offloads:
+            _say(out, f"{stage.said}.", "yellow")
     _say(out, plan.verdict, "bold green" if plan.fits else "bold red")
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("GB on the fullest device", "stage", *HEADS, "sum", "there", "fits")
+    host = any(stage.memory.host for stage in plan.stages)
+    beside = ("host",) if host else ()
+    table = _table("GB on the fullest device", "stage", *HEADS, "sum", "there", *beside, "fits")
     for stage in plan.stages:
         parts = [_gb(getattr(stage.memory, part)) for part in PARTS]
         fits = "[green]yes[/green]" if stage.fits else "[red]NO[/red]"
-        table.add_row(stage.name, *parts, _gb(stage.memory.total), _gb(stage.available_bytes), fits)
+        sums = (_gb(stage.memory.total), _gb(stage.available_bytes), *([_gb(stage.memory.host)] if host else ()))
+        table.add_row(stage.name, *parts, *sums, fits)
     return table
 
 
@@ -75,10 +80,6 @@ def _table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0)
     return table
-
-
-def _after(stage: Stage) -> str:
-    return f" (then {stage.changed_bytes / 1e9:.3g} GB)" if stage.changed_bytes is not None else ""
 
 
 def _say(out: Console, text: str, style: str) -> None:

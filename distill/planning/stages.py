@@ -1,6 +1,7 @@
 """The stages of a recipe, in the order in which they run."""
 
-from distill.planning.package_stages import compress, evaluate, verify
+from distill.planning.evaluate_stage import evaluate
+from distill.planning.package_stages import compress, verify
 from distill.planning.result import Stage
 from distill.planning.site import Site
 from distill.planning.teach_stage import teach

@@ -8,11 +8,13 @@ from distill.planning.changes import for_teaching
 from distill.planning.hardware import Hardware
 from distill.planning.memory import Memory
 from distill.planning.model import BYTES, Model
+from distill.planning.placement import placed
 from distill.planning.result import Stage
 from distill.planning.site import Site, asked_rows, size_of
 from distill.planning.store_size import store_bytes
-from distill.planning.teaching import local_bytes, of_local, of_served, rows_in_flight, spread_over
+from distill.planning.teaching import of_local, of_served, rows_in_flight
 from distill.planning.volume import Volume
+from distill.planning.weights import local_bytes
 from distill.recipe import Recipe
 
 
@@ -27,7 +29,6 @@ def teach(site: Site) -> list[Stage]:
         if teacher.responses == "data" and kind is None:
             continue
         own = replace(site, recipe=alone)
-        work = teaching_work(own, teacher, model)
         disk = store_bytes(site.recipe, site.volume, model.vocab, site.facts.student.hidden)
         disk /= len(site.facts.teachers)
         stages.append(
@@ -35,10 +36,12 @@ def teach(site: Site) -> list[Stage]:
                 name,
                 f"{size_of(model)} {'writes' if teacher.responses == 'generate' else 'reads'}"
                 + (f", {kind} targets" if kind else ""),
-                _teachers_layout(teacher, site.hardware),
+                _teachers_layout(teacher, model, site.hardware),
                 lambda recipe, hardware, model=model: teaching_need(recipe, hardware, model, site.volume),
                 for_teaching(alone, site.hardware, model),
-                work,
+                lambda recipe, hardware, model=model: teaching_work(
+                    replace(site, recipe=recipe, hardware=hardware), recipe.teacher, model
+                ),
                 tokens=asked_rows(site) * (site.volume.prompt + site.volume.answer),
                 disk_bytes=disk,
             )
@@ -66,6 +69,7 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
     served = teacher.kind == "vllm"
     devices = min(hardware.count, teacher.tensor_parallel_size * teacher.pipeline_parallel_size) if served else 1
     replicas = replicas_of(teacher, hardware)
+    fetching = 0.0 if served else placed(teacher, model, hardware).seconds_per_pass
     work = rates.NOTHING
     if teacher.responses == "generate":
         asked = rows * (1 - volume.labelled) if teacher.keep_answers else rows
@@ -82,12 +86,14 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
             devices=devices,
             weight_bytes=model.parameters * dtype if served else local_bytes(teacher, model),
             engine="vllm" if served else "transformers",
+            fetching=fetching,
         )
         work = replace(work, flops=work.flops * replicas)
     if site.recipe.target_kind is not None and not site.recipe.live:
+        fetched = rows / teacher.batch_size * fetching if fetching else 0.0
         read = rates.reading(model, rows * length, length, hardware, devices * replicas)
-        bound = work.bound or read.bound
-        work = rates.Work(work.flops + read.flops, work.seconds + read.seconds, bound)
+        bound = work.bound or ("fetching weights" if fetched > read.seconds else read.bound)
+        work = rates.Work(work.flops + read.flops, work.seconds + read.seconds + fetched, bound)
     idle = hardware.count - devices * replicas
     return replace(work, bound=work.bound + (f"; {idle} of {hardware.count} devices wait" if idle > 0 else ""))
 
@@ -105,12 +111,11 @@ def replicas_of(teacher: Any, hardware: Hardware) -> int:
     return max(1, min(room, int(found[0]) if found and found[0].isdigit() else 1))
 
 
-def _teachers_layout(teacher: Any, hardware: Hardware) -> str:
+def _teachers_layout(teacher: Any, model: Model, hardware: Hardware) -> str:
     if teacher.kind == "vllm":
         replicas = replicas_of(teacher, hardware)
         pipeline = f" x pipeline {teacher.pipeline_parallel_size}" if teacher.pipeline_parallel_size > 1 else ""
         return f"tensor-parallel {teacher.tensor_parallel_size}{pipeline}" + (
             f" x {replicas} copies" if replicas > 1 else ""
         )
-    over = spread_over(teacher, hardware)
-    return f"its layers over {over} devices" if over > 1 else "one device"
+    return str(placed(teacher, model, hardware))

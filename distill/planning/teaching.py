@@ -6,43 +6,23 @@ from distill.planning.activations import Pass, of_reading
 from distill.planning.hardware import Hardware
 from distill.planning.memory import FLOAT32, NF4, Memory, process_bytes
 from distill.planning.model import BYTES, Model
+from distill.planning.placement import Placement, placed
+from distill.planning.weights import dtype_of
 from distill.teacher.hf import Hf
 from distill.teacher.vllm import Vllm
 
-SMALL_BYTES = 200e6
 LOGITS_BYTES = 64 * 2**20
 LOGITS_COPIES = 5
 """Logits, probabilities, their sums and what is drawn exist beside each other for a chunk of positions."""
 TOKENS_PER_BATCH = 8192
 VLLM_SHARE = 0.9
 """vLLM's default gpu_memory_utilization."""
-INT8 = 1.0
-
-
-def dtype_of(teacher: Hf, model: Model) -> str:
-    """As `distill.stages._local_teacher.how_to_load` decides."""
-    if teacher.dtype != "auto":
-        return teacher.dtype
-    return "float32" if model.stored_bytes < SMALL_BYTES else model.stored
-
-
-def weight_bytes(model: Model, dtype: str, quantization: str = "none") -> float:
-    """Bytes of the weights in memory."""
-    rest = BYTES[dtype] * (model.parameters - model.linear)
-    if quantization == "none":
-        return float(BYTES[dtype] * model.parameters)
-    return rest + model.linear * (NF4 if quantization == "nf4" else INT8)
-
-
-def local_bytes(teacher: Hf, model: Model) -> float:
-    """Of the weights of teacher=hf, on all its devices together."""
-    return weight_bytes(model, dtype_of(teacher, model), teacher.quantization)
 
 
 def of_local(
     teacher: Hf, model: Model, hardware: Hardware, *, prompt: int, length: int, generates: bool, targets: bool
 ) -> Memory:
-    """teacher=hf, on one device or spread over those of a node.
+    """teacher=hf, on one device, spread over those of a node, or partly in the node's own memory.
 
     Args:
         prompt, length: tokens of the longest prompt and of the longest row.
@@ -50,8 +30,7 @@ def of_local(
         targets: whether its distributions are stored, which needs its head in float32.
     """
     dtype = dtype_of(teacher, model)
-    spread = spread_over(teacher, hardware)
-    weights = local_bytes(teacher, model) / spread
+    where = placed(teacher, model, hardware)
     rows = teacher.batch_size
     head = FLOAT32 * model.head_size if targets and dtype != "float32" else 0.0
     chunk = LOGITS_COPIES * max(LOGITS_BYTES, FLOAT32 * model.vocab) if targets else 0.0
@@ -60,7 +39,8 @@ def of_local(
     reading = of_reading(json.dumps(model.config), Pass(rows, max(8, longest), bf16=wide))
     states = rows * length * model.hidden * BYTES[dtype] if targets else 0
     scoring = Memory(
-        weights=weights,
+        weights=where.on_device,
+        host_weights=where.on_host,
         activations=reading if targets else 0.0,
         logits=max(0.0, head + chunk + states - (reading if targets else 0.0)),
         process=process_bytes(hardware),
@@ -70,11 +50,12 @@ def of_local(
         return scoring
     first = of_reading(json.dumps(model.config), Pass(rows, max(8, prompt), bf16=wide))
     # room for the whole answers is taken at once, but a CPU's memory is only taken when it is written
-    keys = rows * model.kv_bytes(length, BYTES[dtype]) / spread
+    keys = rows * model.kv_bytes(length, BYTES[dtype]) / where.devices
     if hardware.is_cpu:
         first, keys = max((first, keys * prompt / length), (0, keys), key=sum)
     writing = Memory(
-        weights=weights,
+        weights=where.on_device,
+        host_weights=where.on_host,
         kv_cache=keys,
         activations=first,
         logits=rows * model.vocab * (FLOAT32 + BYTES[dtype]),
@@ -84,14 +65,9 @@ def of_local(
     return max(scoring, writing, key=lambda memory: memory.total)
 
 
-def spread_over(teacher: Hf, hardware: Hardware) -> int:
-    """Devices that a teacher's layers lie on: those of one node with device_map=auto, else one."""
-    return hardware.per_node if teacher.device_map == "auto" and not hardware.is_cpu else 1
-
-
 def of_reader(
     model: Model,
-    weights: float,
+    where: Placement,
     dtype: str,
     hardware: Hardware,
     *,
@@ -100,31 +76,34 @@ def of_reader(
     rows: int,
     new_tokens: int,
     prompt: int = 64,
-    spread: int = 1,
 ) -> Memory:
     """A model that is scored: likelihoods at so many positions, and greedy answers of `new_tokens` to `rows` prompts.
 
-    `weights`: their bytes; they, keys and values lie on `spread` devices.
+    `where`: its weights lie; keys and values lie on the same devices.
     """
     config, wide = json.dumps(model.config), dtype != "float32"
     at_once = max(1, TOKENS_PER_BATCH // max(8, length))
     scored = min(positions, at_once * length)
     head = FLOAT32 * model.head_size if wide else 0.0
     # logits and their logarithms of one batch; all positions' lie in the machine's own memory
-    logits = 2.0 * FLOAT32 * scored * model.vocab + head
+    logits, collected = 2.0 * FLOAT32 * scored * model.vocab + head, FLOAT32 * positions * model.vocab
     if hardware.is_cpu:
-        logits += FLOAT32 * positions * model.vocab
+        logits, collected = logits + collected, 0.0
     process = process_bytes(hardware)
     reading = Memory(
-        weights=weights / spread,
+        weights=where.on_device,
+        host_weights=where.on_host,
+        host_rest=collected,
         activations=of_reading(config, Pass(at_once, max(8, length), bf16=wide)),
         logits=logits,
         process=process,
         moment="likelihoods",
     )
     writing = Memory(
-        weights=weights / spread,
-        kv_cache=rows * model.kv_bytes(prompt + new_tokens, BYTES[dtype]) / spread,
+        weights=where.on_device,
+        host_weights=where.on_host,
+        host_rest=collected,
+        kv_cache=rows * model.kv_bytes(prompt + new_tokens, BYTES[dtype]) / where.devices,
         activations=of_reading(config, Pass(rows, max(8, prompt), bf16=wide)),
         logits=float(rows * model.vocab * BYTES[dtype]),
         process=process,

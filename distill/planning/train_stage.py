@@ -28,7 +28,11 @@ def train(site: Site) -> list[Stage]:
             beside = _live(recipe, teacher[1], site.volume, hardware, student) if teacher else None
             return of_student(recipe, student, site.volume, hardware, kind=kind, live=beside)
 
-        steps, tokens, work = training_work(site, teacher[1] if teacher else None)
+        def work_of(recipe: Recipe, hardware: Hardware, teacher: Any = teacher) -> rates.Work:
+            there = replace(site, recipe=recipe, hardware=hardware)
+            return training_work(there, teacher[1] if teacher else None)[2]
+
+        steps, tokens, _ = training_work(site, teacher[1] if teacher else None)
         saved = FLOAT32 * student.parameters
         # two checkpoints with AdamW's averages while it trains, and the student itself
         stages.append(
@@ -38,7 +42,7 @@ def train(site: Site) -> list[Stage]:
                 _students_layout(recipe, student, site.hardware),
                 need,
                 for_training(recipe, site.hardware),
-                work,
+                work_of,
                 tokens=tokens,
                 disk_bytes=saved,
             )

@@ -57,6 +57,16 @@ def test_what_cannot_be_read_is_refused_with_a_way_on(asked, said):
     assert len(str(error.value).splitlines()) <= 6
 
 
+def test_what_is_described_of_a_known_device_changes_only_that_and_is_said_again():
+    mine, known = hardware_of("2xrtx4090-24gb:host_gb=128"), hardware_of("2xrtx4090-24gb")
+    assert (known.host_bytes, mine.host_bytes) == (2 * 64e9, 2 * 128e9)
+    assert mine.device.bf16_flops == known.device.bf16_flops and mine.device.memory_bytes == 24e9
+    for described in (str(mine), EXAMPLE):  # a plan's advice is typed again
+        assert str(hardware_of(described)) == described and hardware_of(str(hardware_of(described))) == hardware_of(
+            described
+        )
+
+
 def test_the_table_holds_what_its_names_say():
     for name, device in DEVICES.items():
         assert name == device.name and device.source

@@ -56,6 +56,8 @@ def test_a_student_is_cut_of_its_own_accord_where_its_states_are_large():
 
 def test_fits_flips_exactly_at_the_boundary():
     at = dataclasses.replace(_stage(79.9999e9), available_bytes=80e9)
+    assert not dataclasses.replace(at, memory=Memory(host_weights=8e9, host_rest=1e9 + 1)).fits
+    assert at.fits and dataclasses.replace(at, memory=Memory(host_weights=8e9, host_rest=1e9)).fits
     assert at.fits and dataclasses.replace(at, memory=Memory(weights=80e9)).fits
     assert not dataclasses.replace(at, memory=Memory(weights=80e9 + 1)).fits
     recipe = recipe_of(*GPT2, "training.batch_size=1")
@@ -66,7 +68,7 @@ def test_fits_flips_exactly_at_the_boundary():
 
 
 def _stage(size):
-    return Stage("train", "", "", Memory(weights=size), 80e9, None, None, 0, 0, 0, "", 0)
+    return Stage("train", "", "", Memory(weights=size), 80e9, 9e9, None, None, 0, 0, 0, "", 0)
 
 
 def test_the_smallest_change_is_the_cheapest_that_fits_and_does_fit():
@@ -74,11 +76,12 @@ def test_the_smallest_change_is_the_cheapest_that_fits_and_does_fit():
     described = "1xmine:memory_gb=4.3,bf16_tflops=100,bandwidth_gb=1000"
     train = stage(plan(recipe, described), "train")
     assert not train.fits
-    key, _, steps = train.change.partition("=")
+    key, _, steps = train.change.overrides.partition("=")
     assert key == "training.gradient_accumulation_steps"
-    changed = recipe_of(*GPT2, "training.batch_size=64", "training.max_length=1024", train.change)
+    changed = recipe_of(*GPT2, "training.batch_size=64", "training.max_length=1024", train.change.overrides)
     after = stage(plan(changed, described), "train")
-    assert after.fits and after.memory.total == train.changed_bytes
+    assert after.fits and after.memory.total == train.change.device_bytes
+    assert after.seconds == train.change.seconds
     fewer = next(n for n in range(int(steps) - 1, 0, -1) if 64 % n == 0)
     again = [*GPT2, "training.batch_size=64", "training.max_length=1024", f"{key}={fewer}"]
     assert not stage(plan(recipe_of(*again), described), "train").fits
@@ -88,7 +91,41 @@ def test_a_65b_teacher_on_one_gpu_is_said_as_users_ask_for_it():
     typed = ["recipe=llama65b_to_7b", "teacher.device_map=null", "licence.accept=[llama-1]"]
     made = plan(recipe_of(*typed), "1xh100-80gb")
     assert made.verdict.startswith("1xh100-80gb: teach needs 131 GB for weights, 80 GB is there: does not fit; ")
-    assert "smallest change: teacher.quantization=nf4" in made.verdict
+    assert "smallest change: teacher.quantization=nf4 (then 52.1 GB; 5.55 hours)" in made.verdict
+    assert "; or, with the weights as they are: " in made.verdict and "in the machine's memory" in made.verdict
+
+
+def test_weights_that_do_not_fit_may_wait_in_the_machines_memory():
+    typed = ["recipe=llama65b_to_7b", "teacher.device_map=null", "licence.accept=[llama-1]"]
+    teach = stage(plan(recipe_of(*typed), "1xh100-80gb"), "teach")
+    offered = teach.instead
+    assert offered.offloads and "teacher.device_map=auto" in offered.overrides
+    changed = recipe_of(*typed, *offered.overrides.split())
+    made = plan(changed, "1xh100-80gb")
+    after = stage(made, "teach")
+    assert after.fits and (after.memory.total, after.memory.host) == (offered.device_bytes, offered.host_bytes)
+    # 80 % of what CUDA leaves is filled; the rest of the float16 weights waits
+    waiting = 2 * 65_285_660_672 - 0.8 * (80e9 - 1.5e9)
+    assert after.memory.host == pytest.approx(waiting)
+    # each batch fetches it over the bus, at 10 GB/s
+    batches = made.rows / changed.teacher.batch_size
+    whole = stage(plan(recipe_of(*typed), "1xb200-180gb"), "teach")
+    arithmetic = whole.seconds * 2250 / 989  # the same reading at another rate
+    assert after.seconds == pytest.approx(arithmetic + batches * waiting / 10e9)
+    assert after.bound == "fetching weights" and "67.8 GB of it in host memory" in after.layout
+    # it fits, and the way round the bus is said
+    assert not after.instead.offloads and "teacher.quantization=nf4" in after.instead.overrides
+    assert "without weights in the machine's memory: teacher.quantization=nf4" in after.said
+
+
+def test_weights_do_not_wait_where_the_machine_has_no_memory_for_them():
+    typed = ["recipe=llama65b_to_7b", "licence.accept=[llama-1]"]
+    little = plan(recipe_of(*typed), "1xrtx4090-24gb")
+    assert little.hardware == "1xrtx4090-24gb" and "of 64 GB of the machine's own memory" in little.verdict
+    assert stage(little, "teach").change is None or not stage(little, "teach").change.offloads
+    enough = plan(recipe_of(*typed), "1xrtx4090-24gb:host_gb=256")
+    assert enough.hardware == "1xrtx4090-24gb:host_gb=256"
+    assert stage(enough, "teach").change.offloads
 
 
 def test_time_and_money_are_those_of_six_n_per_token():
@@ -139,11 +176,12 @@ def test_json_has_the_keys_that_scripts_read():
         *("fits", "hours", "node_hours", "gpu_hours", "price", "verdict"),
     }
     assert set(made["stages"][0]) == {
-        *("name", "what", "layout", "memory", "available_bytes", "change", "changed_bytes", "tokens", "flops"),
-        *("seconds", "bound", "disk_bytes", "fits"),
+        *("name", "what", "layout", "memory", "available_bytes", "host_available_bytes", "change", "instead"),
+        *("tokens", "flops", "seconds", "bound", "disk_bytes", "fits"),
     }
     assert set(made["stages"][0]["memory"]) == {
         *("weights", "optimizer", "gradients", "activations", "logits", "kv_cache", "process", "moment", "total"),
+        *("host_weights", "host_rest", "host"),
     }
     assert [s["name"] for s in made["stages"]] == ["teach", "train", "evaluate"]
 
