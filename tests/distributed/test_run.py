@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.distributed.processes import TRAINING, ended, pair, torchrun
+from tests.distributed.processes import TRAINING, alone, ended, pair, torchrun
 from tests.distributed.training import make_stores
 
 pytestmark = pytest.mark.slow
@@ -73,6 +73,16 @@ def test_the_record_says_how_many_trained_and_on_what(finished):
     # 40 rows in batches of 8: the first five batches are one epoch, in which no row comes twice
     epoch = [row for of in (first, second) for line in of[:5] for row in line["rows"]]
     assert len(epoch) == 40 and sorted(epoch) == list(range(40))
+
+
+def test_accelerate_launch_starts_the_same(finished, tmp_path, arguments):
+    typed = [*arguments, "baselines=[]", "until=train", "training.max_steps=3"]
+    flags = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch = ["-m", "accelerate.commands.launch", *flags, "--main_process_port=0", *DISTILL]
+    ran = alone([*launch, *typed], tmp_path, **the_store_of(finished))
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (run,) = (tmp_path / "outputs" / "quickstart").iterdir()
+    assert stages(run)["train student"]["world_size"] == 2
 
 
 def test_one_process_reuses_what_two_have_made(finished, run_cli, arguments):
