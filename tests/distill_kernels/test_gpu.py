@@ -178,8 +178,9 @@ def test_compiled():
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("linear", [False, True])
-def test_captured_in_a_graph(linear):
+def test_captured_in_a_graph(linear, labelled):
     if linear:
         here = [tensor.cuda() for tensor in hidden(128, 4001, 64, torch.bfloat16)]
         other = [tensor.cuda() for tensor in hidden(128, 4001, 64, torch.bfloat16)]
@@ -188,9 +189,13 @@ def test_captured_in_a_graph(linear):
     wanted = here[: 2 if linear else 1]
     for tensor in wanted:
         tensor.requires_grad_()
+    labels, other_labels = (torch.randint(0, 4001, here[0].shape[:1], device="cuda") for _ in range(2))
+    labels[::4] = -100
+    other_labels[::3] = -100  # another number of rows that count
+    options = {"labels": labels, "hard_weight": 0.5} if labelled else {}
 
     def step():
-        loss = linear_divergence(*here, "jsd") if linear else divergence(*here, "forward_kl")
+        loss = linear_divergence(*here, "jsd", **options) if linear else divergence(*here, "forward_kl", **options)
         loss.backward()
         return loss
 
@@ -206,7 +211,7 @@ def test_captured_in_a_graph(linear):
     with torch.cuda.graph(graph):
         loss = step()
     with torch.no_grad():
-        for tensor, fresh in zip(here, other, strict=True):
+        for tensor, fresh in zip([*here, labels], [*other, other_labels], strict=True):
             tensor.copy_(fresh)
     graph.replay()
     replayed = [loss.clone(), *(tensor.grad.clone() for tensor in wanted)]

@@ -123,10 +123,10 @@ def test_a_frozen_head_costs_nothing(monkeypatch):
 
     compiled = torch.compile(function, fullgraph=True, backend=BACKEND)
     compiled(hidden, head).backward()
-    assert seen == [[True, False, False]]
+    assert seen == [[True, False, False, False, False]]
     with torch.no_grad():
         compiled(hidden, head)
-    assert seen[1:] == [[False, False, False]]
+    assert seen[1:] == [[False] * 5]
 
 
 def test_autocast_is_settled_while_compiling():
@@ -164,12 +164,14 @@ def test_opcheck(reduction, dtype):
     shared = (rows["labels"], rows["row_weight"], None, -100, reduction)
     products, settings = (None, None, None), _ordered(OPTIONS)
     torch.library.opcheck(_divergence, (logits, teacher_logits, *shared, *settings, [True]))
-    torch.library.opcheck(_linear, (*student, *teacher, *shared, *products, *settings, [True] * 3))
-    torch.library.opcheck(_sparse, (*student, ids, values, "bucket", *shared, *products, *settings, [True] * 3))
+    rest, wanted = (*shared, *products, *settings), [True, True, True, False, False]
+    torch.library.opcheck(_linear, (*student, None, None, 1.0, *teacher, *rest, wanted))
+    torch.library.opcheck(_sparse, (*student, None, None, 1.0, ids, values, "bucket", *rest, wanted))
 
 
 def test_opcheck_with_frozen_parts():
     student, teacher, rows = case(torch.bfloat16, bias=False)
     student[1].requires_grad_(False)
     shared = (rows["labels"], None, None, -100, "sum", None, 64, None)
-    torch.library.opcheck(_linear, (*student, *teacher, *shared, *_ordered(OPTIONS), [True, False, False]))
+    wanted = [True, False, False, False, False]
+    torch.library.opcheck(_linear, (*student, None, None, 1.0, *teacher, *shared, *_ordered(OPTIONS), wanted))

@@ -65,6 +65,7 @@ def compiled(kernel, architecture, dtype, gradient, num_warps=8, **constants):
                 "num_ids",
                 "ignore_index",
                 "splits",
+                "first_split",
                 "segment_tiles",
             )
             signature[name] = "i32" if whole else "fp32"

@@ -3,6 +3,7 @@
 divergence                 both logits are there already
 linear_divergence          hidden states and heads; the logits exist one chunk of rows at a time
 linear_sparse_divergence   the teacher is K token ids per row: top-k with a tail, or weighted samples
+LowRankHead                a head with a LoRA update, where a student's head is expected
 
 ops.py            the public functions
 calls.py          from their arguments to a call that can be evaluated; refuses bad input before any work
@@ -10,7 +11,11 @@ arguments.py      what is refused, and with which words
 library.py        the same functions as operators of torch.library, for torch.compile
 settings.py       the options of one call
 autograd.py       gradients: taken in forward for a sum, in backward for a loss per row
-eager.py          the loop over chunks of rows, and the matrix products
+student.py        the tensors that may want a gradient; a head with a low-rank update
+parallel.py       DTensors: heads that are gathered, and vocabularies that stay cut
+eager.py          the loop over chunks of rows
+projection.py     its matrix products: logits, and the gradients of what made them
+columns.py        a row's sums, where its vocabulary lies over several processes
 dense.py          loss and gradient of rows of logits against a teacher's logits
 sparse.py         the same against K token ids per row
 softened.py       softmax of scaled, soft-capped, tempered logits, accurate to the last float32 digits
@@ -23,5 +28,6 @@ triton_forms.py, triton_softmax.py                 closed_forms.py and softened.
 """
 
 from distill_kernels.ops import divergence, linear_divergence, linear_sparse_divergence
+from distill_kernels.student import LowRankHead
 
-__all__ = ["divergence", "linear_divergence", "linear_sparse_divergence"]
+__all__ = ["LowRankHead", "divergence", "linear_divergence", "linear_sparse_divergence"]

@@ -5,13 +5,19 @@ an accelerator.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from distill_kernels.rows import Rows
+from distill_kernels.rows import Rows, is_captured
 from distill_kernels.settings import KINDS, TAILS, Settings
+from distill_kernels.student import Student
+
+REPEATED_IDS = (
+    "token_ids: a row holds the same id twice; needed: ids unique within a row. "
+    "Add the probabilities of repeated ids before, or use tail='sampled', which adds their weights."
+)
 
 
 def check_settings(options: dict[str, Any]) -> Settings:
@@ -83,6 +89,27 @@ def check_projection(who: str, hidden: Tensor, head: Tensor, bias: Tensor | None
         same(f"{who}_bias.device", bias.device, f"{who}_hidden", hidden.device)
 
 
+def check_student(student: Student) -> None:
+    """`check_projection`, and a low-rank update that fits the head, which is frozen then."""
+    hidden, head = student.hidden, student.head
+    check_projection("student", hidden, head, student.bias)
+    if student.lora_A is None and student.lora_B is None:
+        return
+    A, B = cast(Tensor, student.lora_A), cast(Tensor, student.lora_B)
+    for name, tensor in (("lora_A", A), ("lora_B", B)):
+        floating(f"student_head.{name}", tensor)
+        same(f"student_head.{name}.device", tensor.device, "student_hidden", hidden.device)
+    (num_tokens, size), rank = head.shape, A.shape[0]
+    same("student_head.lora_A.shape", A.shape, "rank r and student_hidden", (rank, size))
+    same("student_head.lora_B.shape", B.shape, "the vocabulary of weight and lora_A", (num_tokens, rank))
+    number("student_head.scale", student.lora_scale, -math.inf, math.inf, "a finite number")
+    if head.requires_grad:
+        raise ValueError(
+            "student_head.weight: found requires_grad=True; needed a frozen weight, for the gradient of a LowRankHead "
+            "goes to lora_A and lora_B. Call weight.requires_grad_(False), or pass weight + scale * lora_B @ lora_A."
+        )
+
+
 def product_dtype(who: str, hidden: Tensor, head: Tensor, logits_dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of hidden @ head: the tensors' own, autocast's where it is on, float32 where `logits_dtype` says so."""
     device = hidden.device.type
@@ -124,7 +151,7 @@ def check_rows(
     if labels is None and hard_weight > 0:
         raise ValueError(f"labels: found None with hard_weight={hard_weight}; needed the label of each row.")
     num_rows = leading.numel()
-    labels_N = weight_N = counted_M = None
+    labels_N = weight_N = counted_M = blank_N = None
     if row_weight is not None:
         floating("row_weight", row_weight)
         same("row_weight.shape", row_weight.shape, "the rows", leading)
@@ -135,12 +162,23 @@ def check_rows(
         same("labels.shape", labels.shape, "the rows", leading)
         same("labels.device", labels.device, "the student", device)
         labels_N = labels.reshape(-1)
-        counted_M = (labels_N != ignore_index).nonzero().squeeze(-1)
-        if len(counted_M) == num_rows:
-            counted_M = None
+        counts_N = labels_N != ignore_index
         if device.type == "cpu":
-            _check_labels(labels_N if counted_M is None else labels_N[counted_M], num_tokens, ignore_index)
-    return Rows(num_rows=num_rows, labels_N=labels_N, weight_N=weight_N, counted_M=counted_M, ignore_index=ignore_index)
+            _check_labels(labels_N[counts_N], num_tokens, ignore_index)
+        if is_captured(device):
+            blank_N = ~counts_N
+        else:
+            counted_M = counts_N.nonzero().squeeze(-1)
+            if len(counted_M) == num_rows:
+                counted_M = None
+    return Rows(
+        num_rows=num_rows,
+        labels_N=labels_N,
+        weight_N=weight_N,
+        counted_M=counted_M,
+        ignore_index=ignore_index,
+        blank_N=blank_N,
+    )
 
 
 def integers(name: str, tensor: Any) -> None:
@@ -169,7 +207,8 @@ def check_sparse(
         )
     if isinstance(values, int | float):
         number("values", values, -math.inf, math.inf, "a float tensor like token_ids, or one finite number for all ids")
-        weights = torch.tensor(float(values), device=token_ids.device).expand(token_ids.shape)
+        # filled on the device: copying a number there cannot be captured in a CUDA graph
+        weights = torch.full((), float(values), device=token_ids.device).expand(token_ids.shape)
     else:
         floating("values", values)
         weights = values.detach()
@@ -179,10 +218,19 @@ def check_sparse(
     same("values.device", weights.device, "token_ids", token_ids.device)
     ids_NK = token_ids.reshape(rows.num_rows, num_ids)
     values = weights.reshape(rows.num_rows, weights.shape[-1])
-    if token_ids.device.type == "cpu" and rows.num_counted > 0:
+    if token_ids.device.type == "cpu" and rows.num_counted > 0 and rows.blank_N is None:
         everything = slice(None)
         _check_ids(rows.pick(ids_NK, everything), rows.pick(values, everything), tail, num_tokens)
     return ids_NK, values
+
+
+def check_unique_ids(ids_NK: Tensor, rows: Rows) -> None:
+    """Refuses an id that a row holds twice, where ids can be read without waiting for an accelerator."""
+    if ids_NK.device.type != "cpu" or rows.num_counted == 0:
+        return
+    ids_MK = rows.pick(ids_NK, slice(None)).sort(-1).values
+    if bool(((ids_MK[:, 1:] == ids_MK[:, :-1]) & (ids_MK[:, 1:] >= 0)).any()):
+        raise ValueError(REPEATED_IDS)
 
 
 def _check_labels(labels_M: Tensor, num_tokens: int, ignore_index: int) -> None:

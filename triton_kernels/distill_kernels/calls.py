@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from distill_kernels import arguments
-from distill_kernels.eager import LinearCall, Projection, SparseTeacher
+from distill_kernels.columns import WHOLE, Columns, Cut, Whole
+from distill_kernels.eager import LinearCall, SparseTeacher
 from distill_kernels.materialised import LogitsCall
+from distill_kernels.projection import Projection
+from distill_kernels.student import Student
+
+Teacher = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states, head and bias."""
 
 
 def divergence_call(
@@ -38,8 +44,8 @@ def divergence_call(
 
 
 def linear_call(
-    student: tuple[Tensor, Tensor, Tensor | None],
-    teacher: tuple[Tensor, Tensor, Tensor | None],
+    student: Student,
+    teacher: Teacher,
     labels: Tensor | None,
     row_weight: Tensor | None,
     ignore_index: int,
@@ -47,17 +53,22 @@ def linear_call(
     logits_dtype: torch.dtype | None,
     chunk_bytes: int | None,
     options: dict[str, Any],
+    columns: Columns = WHOLE,
 ) -> LinearCall:
-    """`linear_divergence` with all it needs but the student; both models as hidden states, head and bias."""
-    arguments.check_projection("student", *student)
-    arguments.check_projection("teacher", *teacher)
-    (student_hidden, student_head, _), (teacher_hidden, teacher_head, teacher_bias) = student, teacher
-    leading, device = student_hidden.shape[:-1], student_hidden.device
+    """`linear_divergence` with all it needs but the student; the teacher as hidden states, head and bias.
+
+    With a `Cut`, heads and biases are the parts of this process, the teacher's of the same tokens as the student's.
+    """
+    if isinstance(columns, Whole):  # parts were checked while they were whole, see parallel.py
+        arguments.check_student(student)
+        arguments.check_projection("teacher", *teacher)
+    teacher_hidden, teacher_head, teacher_bias = teacher
+    leading, device = student.hidden.shape[:-1], student.hidden.device
     arguments.same("teacher_hidden.shape[:-1]", teacher_hidden.shape[:-1], "student_hidden", leading)
     arguments.same("teacher_hidden.device", teacher_hidden.device, "student_hidden", device)
     arguments.one_of("reduction", reduction, ("sum", "none"))
     settings = arguments.check_settings(options)
-    num_tokens = min(student_head.shape[0], teacher_head.shape[0])
+    num_tokens, num_here = _extent(columns, min(student.head.shape[0], teacher_head.shape[0]))
     hard_weight = settings.hard_weight
     rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
     projection = Projection(
@@ -70,15 +81,17 @@ def linear_call(
         settings=settings,
         rows=rows,
         teacher=projection,
-        product_dtype=arguments.product_dtype("student", student_hidden, student_head, logits_dtype),
+        product_dtype=arguments.product_dtype("student", student.hidden, student.head, logits_dtype),
         device=device,
-        num_tokens=num_tokens,
+        num_tokens=num_here,
+        columns=columns,
         chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
+        lora_scale=student.lora_scale,
     )
 
 
 def sparse_call(
-    student: tuple[Tensor, Tensor, Tensor | None],
+    student: Student,
     token_ids: Tensor,
     values: Tensor | float,
     tail: str,
@@ -89,11 +102,12 @@ def sparse_call(
     logits_dtype: torch.dtype | None,
     chunk_bytes: int | None,
     options: dict[str, Any],
+    columns: Columns = WHOLE,
 ) -> LinearCall:
-    """`linear_sparse_divergence` with all it needs but the student."""
-    arguments.check_projection("student", *student)
-    hidden, head, _ = student
-    leading, device = hidden.shape[:-1], hidden.device
+    """`linear_sparse_divergence` with all it needs but the student; `columns` as for `linear_call`."""
+    if isinstance(columns, Whole):
+        arguments.check_student(student)
+    leading, device = student.hidden.shape[:-1], student.hidden.device
     arguments.one_of("reduction", reduction, ("sum", "none"))
     settings = arguments.check_settings(options)
     if settings.teacher_scale != 1 or settings.teacher_softcap is not None:
@@ -101,17 +115,26 @@ def sparse_call(
             f"teacher_scale, teacher_softcap: found {settings.teacher_scale}, {settings.teacher_softcap}; needed 1.0, "
             f"None, for the values are log-probabilities or weights already."
         )
-    num_tokens = head.shape[0]
+    num_tokens, num_here = _extent(columns, student.head.shape[0])
     hard_weight = settings.hard_weight
     rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
     checked = arguments.check_sparse(token_ids, values, tail, settings.kind, leading, num_tokens, rows)
     arguments.same("token_ids.device", token_ids.device, "student_hidden", device)
+    if isinstance(columns, Cut) and tail == "bucket":
+        arguments.check_unique_ids(checked[0], rows)  # one process alone must not find them later
     return LinearCall(
         settings=settings,
         rows=rows,
         teacher=SparseTeacher(token_ids_NK=checked[0], values=checked[1], tail=tail),
-        product_dtype=arguments.product_dtype("student", hidden, head, logits_dtype),
+        product_dtype=arguments.product_dtype("student", student.hidden, student.head, logits_dtype),
         device=device,
-        num_tokens=num_tokens,
+        num_tokens=num_here,
+        columns=columns,
         chunk_bytes=arguments.check_chunk_bytes(chunk_bytes),
+        lora_scale=student.lora_scale,
     )
+
+
+def _extent(columns: Columns, num_tokens: int) -> tuple[int, int]:
+    """Tokens of the shared vocabulary, and how many of them are held here."""
+    return (columns.num_tokens, columns.here) if isinstance(columns, Cut) else (num_tokens, num_tokens)

@@ -1,11 +1,12 @@
 """The six divergences of two distributions, with their derivatives by the student's logits.
 
-Every form takes the same four arguments and returns `(loss_N, gradient_NV)`:
+Every form takes the same arguments and returns `(loss_N, gradient_NV)`:
 
     q_NV     the student's probabilities; the gradient is written into this memory
     p_NV     the teacher's probabilities; only read
     r_NV     log p - log q; overwritten
     guarded  whether log-probabilities may be -inf. Unguarded is faster and gives NaN where guarding was needed.
+    total    sums over the vocabulary from sums over these V tokens: `columns.Columns.total`, where a vocabulary is cut
 
 float32 or float64. The gradient is by the logits that q is the softmax of (after the temperature). It follows from
 g_i = r_i - q_i sum_j r_j, where r_i is the derivative by log q_i with every log q_i treated as free. None of the sums
@@ -26,27 +27,36 @@ from torch import Tensor
 
 from distill_kernels.settings import Settings
 
+Total = Callable[..., tuple[Tensor, ...]]
+"""Partial sums `[N]` -> their sums over the vocabulary, in the same order."""
+
 # Beyond this |log-ratio|, log1p(exp(-d)) is below half a unit in the last place of the losses it is added to.
 _CLAMP = {torch.float32: 17.0, torch.float64: 40.0}
 
 
-def forward_kl(q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool) -> tuple[Tensor, Tensor]:
+def forward_kl(
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
+) -> tuple[Tensor, Tensor]:
     """KL(p || q); the gradient is q - p."""
     if guarded:
         r_NV.masked_fill_(p_NV == 0, 0.0)
-    loss_N = r_NV.mul_(p_NV).sum(-1)
+    (loss_N,) = total(r_NV.mul_(p_NV).sum(-1))
     return loss_N, q_NV.sub_(p_NV)
 
 
-def reverse_kl(q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool) -> tuple[Tensor, Tensor]:
+def reverse_kl(
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
+) -> tuple[Tensor, Tensor]:
     """KL(q || p); the gradient is q (log q - log p - KL)."""
     if guarded:
         r_NV.masked_fill_(q_NV == 0, 0.0)
-    loss_N = r_NV.mul_(q_NV).sum(-1).neg_()
+    (loss_N,) = total(r_NV.mul_(q_NV).sum(-1).neg_())
     return loss_N, q_NV.mul_(loss_N.neg().unsqueeze(-1)).sub_(r_NV)
 
 
-def jsd(q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool) -> tuple[Tensor, Tensor]:
+def jsd(
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
+) -> tuple[Tensor, Tensor]:
     """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q.
 
     log q - log m = -ln(1 - beta) - softplus(d) and log p - log m = r + the same, with d = r + ln(beta / (1 - beta)).
@@ -57,12 +67,13 @@ def jsd(q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: b
     softplus_NV = _centred_softplus(_clamp(r_NV, offset, guarded), offset, -math.log1p(-beta))
     teacher_N = r_NV.sub_(softplus_NV).mul_(p_NV).sum(-1)
     student_N = softplus_NV.mul_(q_NV).sum(-1).neg_()
+    teacher_N, student_N = total(teacher_N, student_N)
     gradient_NV = q_NV.mul_(student_N.mul(beta - 1).unsqueeze(-1)).sub_(softplus_NV, alpha=1 - beta)
     return beta * teacher_N + (1 - beta) * student_N, gradient_NV
 
 
 def skew_forward_kl(
-    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
 ) -> tuple[Tensor, Tensor]:
     """KL(p || m) with m = alpha p + (1 - alpha) q; the gradient is q sum(p w) - p w with w = (1 - alpha) q / m."""
     alpha = settings.alpha
@@ -70,12 +81,12 @@ def skew_forward_kl(
     _clamp(r_NV, offset, guarded).neg_()
     softplus_NV = _centred_softplus(r_NV, offset, -math.log(alpha))
     share_NV = r_NV.add_(offset).sigmoid_().mul_(p_NV)
-    loss_N = softplus_NV.mul_(p_NV).sum(-1).neg_()
-    return loss_N, q_NV.mul_(share_NV.sum(-1, keepdim=True)).sub_(share_NV)
+    loss_N, share_N = total(softplus_NV.mul_(p_NV).sum(-1).neg_(), share_NV.sum(-1))
+    return loss_N, q_NV.mul_(share_N.unsqueeze(-1)).sub_(share_NV)
 
 
 def skew_reverse_kl(
-    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
 ) -> tuple[Tensor, Tensor]:
     """KL(q || m) with m = (1 - alpha) p + alpha q.
 
@@ -85,18 +96,20 @@ def skew_reverse_kl(
     offset = math.log1p(-alpha) - math.log(alpha)
     softplus_NV = _centred_softplus(_clamp(r_NV, offset, guarded), offset, -math.log(alpha)).mul_(q_NV)
     share_NV = r_NV.add_(offset).neg_().sigmoid_().mul_(q_NV)
-    loss_N = softplus_NV.sum(-1).neg_()
-    mean_N = share_NV.sum(-1) - loss_N
+    loss_N, share_N = total(softplus_NV.sum(-1).neg_(), share_NV.sum(-1))
+    mean_N = share_N - loss_N
     return loss_N, q_NV.mul_(mean_N.unsqueeze(-1)).sub_(softplus_NV).sub_(share_NV)
 
 
-def tvd(q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool) -> tuple[Tensor, Tensor]:
+def tvd(
+    q_NV: Tensor, p_NV: Tensor, r_NV: Tensor, settings: Settings, guarded: bool, total: Total
+) -> tuple[Tensor, Tensor]:
     """Half the sum of |p - q|; the gradient is q (s - sum(q s)) / 2 with s = sign(q - p), which is 0 at a tie."""
     difference_NV = torch.sub(q_NV, p_NV, out=r_NV)
     loss_N = difference_NV.abs().sum(-1).mul_(0.5)
     signed_NV = difference_NV.sign_().mul_(q_NV)
-    mean_N1 = signed_NV.sum(-1, keepdim=True)
-    return loss_N, q_NV.mul_(mean_N1.neg_()).add_(signed_NV).mul_(0.5)
+    loss_N, mean_N = total(loss_N, signed_NV.sum(-1))
+    return loss_N, q_NV.mul_(mean_N.neg().unsqueeze(-1)).add_(signed_NV).mul_(0.5)
 
 
 def _clamp(r_NV: Tensor, offset: float, guarded: bool) -> Tensor:
@@ -115,7 +128,7 @@ def _centred_softplus(r_NV: Tensor, offset: float, at_zero: float) -> Tensor:
     return shifted_NV.sub_(at_zero)
 
 
-FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings, bool], tuple[Tensor, Tensor]]] = {
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings, bool, Total], tuple[Tensor, Tensor]]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": jsd,

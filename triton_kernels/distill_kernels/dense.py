@@ -32,7 +32,8 @@ def dense_rows(
     if runs_triton(student_CV):
         from distill_kernels import triton_dense
 
-        return triton_dense.dense_rows(student_CV, teacher_CV, labels_C, weight_C, settings, gradient_CV)
+        rows = (student_CV, teacher_CV, labels_C, weight_C)
+        return triton_dense.dense_rows(*rows, settings, gradient_CV, columns=workspace.columns)
     loss_C = torch.empty(len(student_CV), dtype=workspace.dtype, device=student_CV.device)
     for start in range(0, len(student_CV), workspace.num_rows):
         block = slice(start, start + workspace.num_rows)
@@ -53,7 +54,8 @@ def _dense_block(
     gradient_NV: Tensor | None,
 ) -> Tensor:
     # A logit of -inf makes 0 * inf = NaN unless it is guarded, and guarding costs passes. On a CPU, looking at the
-    # losses is cheap: guard only what came out non-finite. Elsewhere looking would be a synchronisation.
+    # losses is cheap: guard only what came out non-finite. Elsewhere looking would be a synchronisation. Processes that
+    # share a vocabulary have the same losses to the bit, and so guard the same blocks.
     for guarded in (False, True) if student_NV.device.type == "cpu" else (True,):
         want_slope = gradient_NV is not None
         student = soften(
@@ -74,7 +76,8 @@ def _dense_block(
         ratio_NV = teacher.shifted_NV.sub_(student.shifted_NV)
         ratio_NV.add_(student.log_partition_N1 - teacher.log_partition_N1)
         form = FORMS[settings.kind]
-        loss_N, by_softmax_NV = form(student.probabilities_NV, teacher.probabilities_NV, ratio_NV, settings, guarded)
+        q_NV, p_NV, total = student.probabilities_NV, teacher.probabilities_NV, workspace.columns.total
+        loss_N, by_softmax_NV = form(q_NV, p_NV, ratio_NV, settings, guarded, total)
         if guarded:  # guarding must not hide a NaN that was there before
             loss_N = loss_N + 0.0 * (student.log_partition_N1 + teacher.log_partition_N1).squeeze(-1)
         loss_N = mixed_loss(loss_N, labelled, weight_N, settings)

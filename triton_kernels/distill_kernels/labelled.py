@@ -36,7 +36,7 @@ def cross_entropy(
         untempered = soften(logits_NV, scale, softcap, 1.0, workspace, "labelled")
         kept_NV = untempered.probabilities_NV
     labels_N1 = labels_N.unsqueeze(-1)
-    loss_N1 = untempered.log_partition_N1 - untempered.shifted_NV.gather(-1, labels_N1)
+    loss_N1 = untempered.log_partition_N1 - untempered.columns.take(untempered.shifted_NV, labels_N1)
     return Labelled(loss_N1.squeeze(-1), kept_NV, labels_N1)
 
 
@@ -63,7 +63,7 @@ def mixed_gradient(
             gradient_NV.mul_(scale)
         gradient_NV.add_(labelled.probabilities_NV, alpha=settings.hard_weight)
         ones_N1 = torch.ones_like(labelled.labels_N1, dtype=gradient_NV.dtype)
-        gradient_NV.scatter_add_(-1, labelled.labels_N1, ones_N1.mul_(-settings.hard_weight))
+        student.columns.add_(gradient_NV, labelled.labels_N1, ones_N1.mul_(-settings.hard_weight))
         scale = 1.0
     scale *= settings.student_scale
     if weight_N is not None:

@@ -6,7 +6,7 @@ gradients by the student's tensors; one that is not wanted is empty. Which are w
 settled while compiling, for neither is known inside the compiled code.
 
     torch.ops.distill_kernels.divergence               students: logits
-    torch.ops.distill_kernels.linear_divergence        students: hidden states, head, bias
+    torch.ops.distill_kernels.linear_divergence        students: hidden states, head, bias, lora_A, lora_B
     torch.ops.distill_kernels.linear_sparse_divergence
 """
 
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from distill_kernels import arguments
 from distill_kernels.autograd import scaled, total
-from distill_kernels.calls import divergence_call, linear_call, sparse_call
+from distill_kernels.calls import Teacher, divergence_call, linear_call, sparse_call
 from distill_kernels.eager import LinearCall
 from distill_kernels.materialised import LogitsCall
+from distill_kernels.student import Student
 
 _SETTINGS = ("kind", "beta", "alpha", "temperature", "hard_weight")
 _SETTINGS += ("student_scale", "student_softcap", "teacher_scale", "teacher_softcap")
@@ -31,11 +32,10 @@ _OPTIONS = (
 )
 _ROWS = "Tensor? labels, Tensor? row_weight, Tensor? extra_weight, int ignore_index, str reduction"
 _PRODUCTS = "ScalarType? logits_dtype, int? chunk_bytes, ScalarType? autocast_dtype"
-_STUDENT = "Tensor student_hidden, Tensor student_head, Tensor? student_bias"
+_STUDENT = "Tensor student_hidden, Tensor student_head, Tensor? student_bias, Tensor? lora_A, Tensor? lora_B"
+_LORA = "float lora_scale"
 _TEACHER = "Tensor teacher_hidden, Tensor teacher_head, Tensor? teacher_bias"
 _SPARSE = "Tensor token_ids, Tensor values, str tail"
-
-Students = tuple[Tensor, Tensor, Tensor | None]
 
 
 def divergence(
@@ -53,8 +53,8 @@ def divergence(
 
 
 def linear_divergence(
-    student: Students,
-    teacher: Students,
+    student: Student,
+    teacher: Teacher,
     labels: Tensor | None,
     row_weight: Tensor | None,
     ignore_index: int,
@@ -65,12 +65,13 @@ def linear_divergence(
 ) -> Tensor:
     """`ops.linear_divergence` as one node."""
     rows = (labels, row_weight, None, ignore_index, reduction)
-    products = (logits_dtype, chunk_bytes, _autocast_dtype(student[0]))
-    return _linear(*student, *teacher, *rows, *products, *_ordered(options), _wanted(student))[0]
+    products = (logits_dtype, chunk_bytes, _autocast_dtype(student.hidden))
+    tensors, scale = student.tensors, student.lora_scale
+    return _linear(*tensors, scale, *teacher, *rows, *products, *_ordered(options), _wanted(tensors))[0]
 
 
 def linear_sparse_divergence(
-    student: Students,
+    student: Student,
     token_ids: Tensor,
     values: Tensor | float,
     tail: str,
@@ -86,8 +87,9 @@ def linear_sparse_divergence(
     if not isinstance(values, Tensor):
         values = torch.full((), float(values), device=token_ids.device).expand(token_ids.shape)
     rows = (labels, row_weight, None, ignore_index, reduction)
-    products = (logits_dtype, chunk_bytes, _autocast_dtype(student[0]))
-    return _sparse(*student, token_ids, values, tail, *rows, *products, *_ordered(options), _wanted(student))[0]
+    products = (logits_dtype, chunk_bytes, _autocast_dtype(student.hidden))
+    tensors, scale, sparse = student.tensors, student.lora_scale, (token_ids, values, tail)
+    return _sparse(*tensors, scale, *sparse, *rows, *products, *_ordered(options), _wanted(tensors))[0]
 
 
 def _wanted(students: Sequence[Tensor | None]) -> list[bool]:
@@ -173,38 +175,39 @@ def _run_divergence(
 
 
 def _run_linear(*inputs):
-    students, teacher, rows, products, settings, wanted = *_cut(inputs, 3, 3, 5, 3, 9), inputs[-1]
+    student, teacher, rows, products, settings, wanted = _cut(inputs)
     labels, row_weight, extra_weight, ignore_index, reduction = rows
     logits_dtype, chunk_bytes, autocast_dtype = products
     rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes, _named(settings))
-    with _autocast(students[0], autocast_dtype):
-        call = linear_call(students, teacher, *rest)
-    return _linear_results(call, students, extra_weight, reduction, wanted)
+    with _autocast(student.hidden, autocast_dtype):
+        call = linear_call(student, teacher, *rest)
+    return _linear_results(call, student, extra_weight, reduction, wanted)
 
 
 def _run_sparse(*inputs):
-    students, sparse, rows, products, settings, wanted = *_cut(inputs, 3, 3, 5, 3, 9), inputs[-1]
+    student, sparse, rows, products, settings, wanted = _cut(inputs)
     token_ids, values, tail = sparse
     labels, row_weight, extra_weight, ignore_index, reduction = rows
     logits_dtype, chunk_bytes, autocast_dtype = products
     rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes, _named(settings))
-    with _autocast(students[0], autocast_dtype):
-        call = sparse_call(students, token_ids, values, tail, *rest)
-    return _linear_results(call, students, extra_weight, reduction, wanted)
+    with _autocast(student.hidden, autocast_dtype):
+        call = sparse_call(student, token_ids, values, tail, *rest)
+    return _linear_results(call, student, extra_weight, reduction, wanted)
 
 
-def _linear_results(call, students, extra_weight, reduction, wanted):
-    hidden, head, bias = students
-    shapes = [hidden.shape, head.shape, head.shape[:1]]
-    flat = [hidden.reshape(call.rows.num_rows, hidden.shape[-1]), head, bias]
-    return tuple(_results(call, flat, shapes, extra_weight, reduction, wanted))
+def _linear_results(call, student, extra_weight, reduction, wanted):
+    shapes = [torch.Size() if tensor is None else tensor.shape for tensor in student.tensors]
+    return tuple(_results(call, student.flat_tensors, shapes, extra_weight, reduction, wanted))
 
 
-def _cut(inputs, *lengths):
-    start = 0
-    for length in lengths:
-        yield inputs[start : start + length]
+def _cut(inputs):
+    """A linear operator's arguments in groups; the last are the flags of the wanted gradients."""
+    groups, start = [], 0
+    for length in (6, 3, 5, 3, len(_SETTINGS)):
+        groups.append(inputs[start : start + length])
         start += length
+    *tensors, lora_scale = groups[0]
+    return Student.from_tensors(tensors, lora_scale), *groups[1:], inputs[-1]
 
 
 def _like_divergence(*inputs):
@@ -214,10 +217,10 @@ def _like_divergence(*inputs):
 
 
 def _like_linear(*inputs):
-    students, _, rows, products, _, wanted = *_cut(inputs, 3, 3, 5, 3, 9), inputs[-1]
-    with _autocast(students[0], products[2]):
-        dtype = arguments.product_dtype("student", students[0], students[1], products[0])
-    return tuple(_shapes_of(students, dtype, rows[2], rows[4], wanted))
+    student, _, rows, products, _, wanted = _cut(inputs)
+    with _autocast(student.hidden, products[2]):
+        dtype = arguments.product_dtype("student", student.hidden, student.head, products[0])
+    return tuple(_shapes_of(student.tensors, dtype, rows[2], rows[4], wanted))
 
 
 def _register(name: str, run: Any, like: Any, tensors: str, middle: str, num_students: int) -> Any:
@@ -268,8 +271,8 @@ _divergence = _register(
     "divergence", _run_divergence, _like_divergence, "Tensor student_logits, Tensor teacher_logits", _ROWS, 1
 )
 _linear = _register(
-    "linear_divergence", _run_linear, _like_linear, f"{_STUDENT}, {_TEACHER}", f"{_ROWS}, {_PRODUCTS}", 3
+    "linear_divergence", _run_linear, _like_linear, f"{_STUDENT}, {_LORA}, {_TEACHER}", f"{_ROWS}, {_PRODUCTS}", 5
 )
 _sparse = _register(
-    "linear_sparse_divergence", _run_sparse, _like_linear, f"{_STUDENT}, {_SPARSE}", f"{_ROWS}, {_PRODUCTS}", 3
+    "linear_sparse_divergence", _run_sparse, _like_linear, f"{_STUDENT}, {_LORA}, {_SPARSE}", f"{_ROWS}, {_PRODUCTS}", 5
 )

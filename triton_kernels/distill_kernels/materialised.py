@@ -54,9 +54,14 @@ class LogitsCall:
                 student_CV, teacher_CV = student_RV[index, :num_tokens], teacher_RV[index, :num_tokens]
                 labels_C, weight_C = self._labels_and_weights(block, extra_N, work_dtype)
                 gradient_CV = gradient_RV[0][index, :num_tokens] if gradient_RV else None
+                if whole and labels_C is not None:
+                    labels_C = self.rows.blanked(labels_C, block)
                 rest = (labels_C, weight_C, self.settings, workspace, gradient_CV)
-                loss_N[block] = dense_rows(student_CV, teacher_CV, *rest)
-                if gradient_CV is not None and not whole:
+                loss_C = dense_rows(student_CV, teacher_CV, *rest)
+                loss_N[block] = self.rows.blanked(loss_C, block) if whole else loss_C
+                if gradient_CV is not None and whole:
+                    self.rows.blank_(gradient_CV, block)
+                elif gradient_CV is not None:
                     gradient_RV[0][index, :num_tokens] = gradient_CV  # indexing by rows gave a copy
             start = stop
         return loss_N, (gradient,)

@@ -17,7 +17,8 @@ vocabularies share, of `softcap * tanh(scale * logit / softcap) / temperature`. 
 Options that all share:
     beta, alpha: of jsd and of the skewed divergences, between 0 and 1.
     temperature: of both distributions in D; the result carries temperature², so gradients keep their size.
-    labels: int `[...]`. Rows whose label is `ignore_index` count zero and cost nothing. Absent: every row counts.
+    labels: int `[...]`. Rows whose label is `ignore_index` count zero and cost nothing (their products, while a CUDA
+        graph is captured). Absent: every row counts.
     hard_weight: the label's part, 0 to 1. Needs labels, each inside the shared vocabulary.
     row_weight: float `[...]`, no gradient.
     student_scale, student_softcap, teacher_scale, teacher_softcap: of the raw logits, in this order (None: no cap).
@@ -38,6 +39,8 @@ from distill_kernels import library
 from distill_kernels.autograd import evaluate_with_gradient
 from distill_kernels.calls import divergence_call, linear_call, sparse_call
 from distill_kernels.eager import LinearCall
+from distill_kernels.parallel import Local, localised, refuse_dtensors
+from distill_kernels.student import LowRankHead, Student
 
 
 def divergence(
@@ -73,6 +76,7 @@ def divergence(
         "teacher_scale": teacher_scale,
         "teacher_softcap": teacher_softcap,
     }
+    refuse_dtensors("student_logits, teacher_logits", student_logits, teacher_logits, labels, row_weight)
     rest = (labels, row_weight, ignore_index, reduction)
     if torch.compiler.is_compiling():
         return library.divergence(student_logits, teacher_logits, *rest, options)
@@ -83,7 +87,7 @@ def divergence(
 
 def linear_divergence(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | LowRankHead,
     teacher_hidden: Tensor,
     teacher_head: Tensor,
     kind: str,
@@ -109,7 +113,10 @@ def linear_divergence(
 
     Args:
         student_hidden, teacher_hidden: `[..., H_s]` and `[..., H_t]`, the same leading shape.
-        student_head, teacher_head: `[V_s, H_s]` and `[V_t, H_t]`, as in `nn.Linear`.
+        student_head, teacher_head: `[V_s, H_s]` and `[V_t, H_t]`, as in `nn.Linear`. The student's may be a
+            `LowRankHead`: a frozen weight with a LoRA update, whose two factors alone get gradients. Both may be
+            DTensors cut over their rows: with plain hidden states they are gathered, and a gradient is the sum over
+            the processes; with replicated hidden states the vocabulary stays cut, and the result is replicated.
         student_bias, teacher_bias: `[V_s]` and `[V_t]`, or None.
         logits_dtype: None takes 16-bit inputs' products in 16 bits on a CPU (whose logits then have 8 or 11 bits);
             torch.float32 casts the heads first and takes every product in float32.
@@ -129,17 +136,20 @@ def linear_divergence(
         "teacher_scale": teacher_scale,
         "teacher_softcap": teacher_softcap,
     }
-    student = (student_hidden, student_head, student_bias)
+    student = Student.of(student_hidden, student_head, student_bias)
     teacher = (teacher_hidden, teacher_head, teacher_bias)
-    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes)
+    local = localised(student, teacher, {"labels": labels, "row_weight": row_weight})
+    assert local.teacher is not None
+    labels, row_weight = local.rows.values()
+    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes, options)
     if torch.compiler.is_compiling():
-        return library.linear_divergence(student, teacher, *rest, options)
-    return _linear(linear_call(student, teacher, *rest, options), reduction, *student)
+        return library.linear_divergence(local.student, local.teacher, *rest)
+    return _linear(linear_call(local.student, local.teacher, *rest, local.columns), reduction, local)
 
 
 def linear_sparse_divergence(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | LowRankHead,
     token_ids: Tensor,
     values: Tensor | float,
     kind: str = "forward_kl",
@@ -189,14 +199,17 @@ def linear_sparse_divergence(
         "teacher_scale": teacher_scale,
         "teacher_softcap": teacher_softcap,
     }
-    student = (student_hidden, student_head, student_bias)
-    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes)
+    student = Student.of(student_hidden, student_head, student_bias)
+    rows = {"token_ids": token_ids, "values": values, "labels": labels, "row_weight": row_weight}
+    local = localised(student, None, rows)
+    token_ids, values, labels, row_weight = local.rows.values()
+    rest = (labels, row_weight, ignore_index, reduction, logits_dtype, chunk_bytes, options)
     if torch.compiler.is_compiling():
-        return library.linear_sparse_divergence(student, token_ids, values, tail, *rest, options)
-    return _linear(sparse_call(student, token_ids, values, tail, *rest, options), reduction, *student)
+        return library.linear_sparse_divergence(local.student, token_ids, values, tail, *rest)
+    call = sparse_call(local.student, token_ids, values, tail, *rest, local.columns)
+    return _linear(call, reduction, local)
 
 
-def _linear(call: LinearCall, reduction: str, hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
-    hidden_NH = hidden.reshape(call.rows.num_rows, hidden.shape[-1])
-    loss = evaluate_with_gradient(call.evaluate, reduction, [hidden_NH, head, bias])
-    return loss if reduction == "sum" else loss.view(hidden.shape[:-1])
+def _linear(call: LinearCall, reduction: str, local: Local) -> Tensor:
+    loss = evaluate_with_gradient(call.evaluate, reduction, local.student.flat_tensors)
+    return local.result(loss if reduction == "sum" else loss.view(local.student.hidden.shape[:-1]))

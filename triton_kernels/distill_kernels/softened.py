@@ -9,12 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill_kernels.columns import WHOLE, Columns, Whole
+
 
 class Workspace:
     """Named buffers of `[rows, vocabulary]`, made once per call: fresh memory would cost more than the arithmetic."""
 
-    def __init__(self, num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device, columns: Columns = WHOLE
+    ) -> None:
         self.num_rows = num_rows
+        self.columns = columns
         self.dtype = dtype
         self._shape = (max(num_rows, 1), num_tokens)
         self._options = {"dtype": dtype, "device": device}
@@ -40,6 +45,7 @@ class Softened:
     log_partition_N1: Tensor
     slope_NV: Tensor | None
     """Derivative of the capped logit by the scaled one, `1 - tanh²`; None without a soft cap."""
+    columns: Columns = WHOLE
 
 
 def soften(
@@ -62,10 +68,17 @@ def soften(
         if want_slope:
             slope_NV = torch.mul(shifted_NV, shifted_NV, out=workspace.take(f"{name}_slope", num_rows)).neg_().add_(1)
         factor = softcap / temperature
-    shifted_NV.sub_(shifted_NV.amax(-1, keepdim=True))
+    columns = workspace.columns
+    shifted_NV.sub_(columns.top(shifted_NV))
     if factor != 1:
         shifted_NV.mul_(factor)
-    return _normalise(shifted_NV, slope_NV, workspace.take(f"{name}_probabilities", num_rows))
+    probabilities_NV = workspace.take(f"{name}_probabilities", num_rows)
+    if isinstance(columns, Whole):
+        return _normalise(shifted_NV, slope_NV, probabilities_NV)
+    torch.exp(shifted_NV, out=probabilities_NV)
+    (partition_N1,) = columns.total(probabilities_NV.sum(-1, keepdim=True))
+    probabilities_NV.div_(partition_N1)
+    return Softened(probabilities_NV, shifted_NV, partition_N1.log(), slope_NV, columns)
 
 
 def _normalise(shifted_NV: Tensor, slope_NV: Tensor | None, probabilities_NV: Tensor) -> Softened:
@@ -79,7 +92,10 @@ def _normalise(shifted_NV: Tensor, slope_NV: Tensor | None, probabilities_NV: Te
     return Softened(probabilities_NV, shifted_NV, log_partition_N1, slope_NV)
 
 
-def block_rows(num_tokens: int, device: torch.device) -> int:
-    """Rows whose buffers stay in a CPU core's cache between the passes (1 MiB each in float32); elsewhere, many."""
-    elements = 2**18 if device.type == "cpu" else 2**28
+def block_rows(num_tokens: int, device: torch.device, columns: Columns = WHOLE) -> int:
+    """Rows whose buffers stay in a CPU core's cache between the passes (1 MiB each in float32); elsewhere, many.
+
+    Processes that share a vocabulary wait for each other in every block: theirs are four times as large.
+    """
+    elements = 2**28 if device.type != "cpu" else 2**18 if isinstance(columns, Whole) else 2**20
     return max(1, math.floor(elements / max(num_tokens, 1)))

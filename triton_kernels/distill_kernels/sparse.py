@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill_kernels.arguments import REPEATED_IDS
 from distill_kernels.closed_forms import FORMS
+from distill_kernels.columns import WHOLE, Whole
 from distill_kernels.implementation import runs_triton
 from distill_kernels.labelled import cross_entropy, mixed_gradient, mixed_loss
 from distill_kernels.settings import Settings
@@ -57,7 +59,7 @@ def sparse_rows(
 
     `values` are `[C, K]`, or for the tail "bucket" `[C, K + 1]` where the last is the rest's log-probability.
     """
-    if runs_triton(student_CV):
+    if isinstance(workspace.columns, Whole) and runs_triton(student_CV):
         from distill_kernels import triton_sparse
 
         rest = (tail, labels_C, weight_C, settings, gradient_CV)
@@ -79,7 +81,8 @@ def sparse_rows(
         labelled = None
         if labels_N is not None and settings.hard_weight > 0:
             labelled = cross_entropy(student, student_CV[block], labels_N, settings, workspace)
-        kept = _kept(token_ids_CK[block], values[block], tail, student_CV.shape[1], workspace.dtype)
+        num_tokens = workspace.columns.count(student_CV)
+        kept = _kept(token_ids_CK[block], values[block], tail, num_tokens, workspace.dtype)
         loss_N, by_softmax_NV = _bucket(student, kept, settings) if tail == "bucket" else _linear(student, kept, tail)
         # masking what has no mass must not hide a NaN that was there before
         loss_N = loss_N + 0.0 * student.log_partition_N1.squeeze(-1)
@@ -114,17 +117,18 @@ def _kept(token_ids_NK: Tensor, values: Tensor, tail: str, num_tokens: int, dtyp
 
 def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
     """Loss and gradient of the tails whose loss is linear in the student's log-probabilities."""
-    q_NV = student.probabilities_NV
-    log_q_NK = student.shifted_NV.gather(-1, kept.ids_NK) - student.log_partition_N1
+    q_NV, columns = student.probabilities_NV, student.columns
+    log_q_NK = columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
     log_ratio_NK = -log_q_NK if tail == "sampled" else kept.logprobs_NK - log_q_NK
     loss_N = (kept.mass_NK * log_ratio_NK).masked_fill_(kept.mass_NK == 0, 0.0).sum(-1)
     total_N1 = kept.mass_NK.sum(-1, keepdim=True)
     subtract_NK = kept.mass_NK
     if tail == "uniform":
-        num_others_N1 = q_NV.shape[-1] - kept.present_NK.sum(-1, keepdim=True)
+        num_others_N1 = columns.count(q_NV) - kept.present_NK.sum(-1, keepdim=True)
         tail_N1 = (1 - total_N1).clamp_(min=0.0).masked_fill_(num_others_N1 == 0, 0.0)
         each_N1 = tail_N1 / num_others_N1.clamp(min=1)
-        others_N1 = _sum_of_others(student, kept) - student.log_partition_N1 * num_others_N1
+        (others_N1,) = columns.total(_sum_of_others(student, kept))
+        others_N1 = others_N1 - student.log_partition_N1 * num_others_N1
         tail_loss_N1 = torch.xlogy(tail_N1, each_N1) - each_N1 * others_N1
         # 0 * -inf: nothing is spread, so nothing is lost where the student has a probability of zero
         loss_N = loss_N + tail_loss_N1.masked_fill_(each_N1 == 0, 0.0).squeeze(-1)
@@ -132,29 +136,35 @@ def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
         subtract_NK = (kept.mass_NK - each_N1).masked_fill_(~kept.present_NK, 0.0)
     elif tail != "renormalize":
         q_NV.mul_(total_N1)
-    return loss_N, q_NV.scatter_add_(-1, kept.ids_NK, subtract_NK.neg())
+    return loss_N, columns.add_(q_NV, kept.ids_NK, subtract_NK.neg())
 
 
 def _sum_of_others(student: Softened, kept: Kept) -> Tensor:
-    """Sum of the shifted logits off the ids, `[N, 1]`; writes over the shifted logits."""
-    has_ids_N1 = kept.present_NK.any(-1, keepdim=True)
-    first_N1 = kept.ids_NK.gather(-1, kept.present_NK.int().argmax(-1, keepdim=True))
-    ids_NK = torch.where(kept.present_NK, kept.ids_NK, first_N1)
+    """Sum of the shifted logits off the ids, of the tokens held here, `[N, 1]`; writes over the shifted logits."""
+    shifted_NV = student.shifted_NV
+    if not shifted_NV.shape[-1]:
+        return shifted_NV.sum(-1, keepdim=True)
+    places_NK, here_NK = student.columns.locate(kept.ids_NK)
+    present_NK = kept.present_NK if here_NK is None else kept.present_NK & here_NK
+    has_ids_N1 = present_NK.any(-1, keepdim=True)
+    first_N1 = places_NK.gather(-1, present_NK.int().argmax(-1, keepdim=True))
+    places_NK = torch.where(present_NK, places_NK, first_N1)
     # stored, not subtracted: a kept token may have a logit of -inf
-    values_NK = student.shifted_NV.gather(-1, ids_NK).masked_fill_(has_ids_N1, 0.0)
-    return student.shifted_NV.scatter_(-1, ids_NK, values_NK).sum(-1, keepdim=True)
+    values_NK = shifted_NV.gather(-1, places_NK).masked_fill_(has_ids_N1, 0.0)
+    return shifted_NV.scatter_(-1, places_NK, values_NK).sum(-1, keepdim=True)
 
 
 def _bucket(student: Softened, kept: Kept, settings: Settings) -> tuple[Tensor, Tensor]:
     """Loss and gradient of any divergence over the K kept tokens and one bucket for all the others."""
-    q_NV = student.probabilities_NV
+    q_NV, columns = student.probabilities_NV, student.columns
     tiny = torch.finfo(q_NV.dtype).tiny
-    q_NK = q_NV.gather(-1, kept.ids_NK).masked_fill_(~kept.present_NK, 0.0)
+    q_NK = columns.take(q_NV, kept.ids_NK).masked_fill_(~kept.present_NK, 0.0)
     # x - x is exactly 0, so the sum is the others' alone: 1 - sum(q_k) has no digits left once the student is sure
-    q_NV.scatter_add_(-1, kept.ids_NK, q_NK.neg())
-    if q_NV.device.type == "cpu":
+    columns.add_(q_NV, kept.ids_NK, q_NK.neg())
+    if q_NV.device.type == "cpu" and isinstance(columns, Whole):
         _refuse_repeated_ids(q_NV, kept)
-    q_rest_N1 = q_NV.sum(-1, keepdim=True).clamp_(min=tiny) * kept.any_others_N1
+    (q_rest_N1,) = columns.total(q_NV.sum(-1, keepdim=True))
+    q_rest_N1 = q_rest_N1.clamp(min=tiny) * kept.any_others_N1
     if kept.rest_logprob_N1 is None:
         p_rest_N1 = (1 - kept.mass_NK.sum(-1, keepdim=True)).clamp_(min=tiny)
         log_p_rest_N1 = p_rest_N1.log()
@@ -163,22 +173,19 @@ def _bucket(student: Softened, kept: Kept, settings: Settings) -> tuple[Tensor, 
         p_rest_N1 = log_p_rest_N1.exp()
     p_rest_N1 = p_rest_N1 * kept.any_others_N1
 
-    log_q_NK = student.shifted_NV.gather(-1, kept.ids_NK) - student.log_partition_N1
+    log_q_NK = columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
     ratio_NK = (kept.logprobs_NK - log_q_NK).masked_fill_(~kept.present_NK, 0.0)
     ratio_rest_N1 = (log_p_rest_N1 - q_rest_N1.log()).masked_fill_(~kept.any_others_N1, 0.0)
     q_NB, p_NB, ratio_NB = (
         torch.cat(pair, -1) for pair in ((q_NK, q_rest_N1), (kept.mass_NK, p_rest_N1), (ratio_NK, ratio_rest_N1))
     )
-    loss_N, gradient_NB = FORMS[settings.kind](q_NB, p_NB, ratio_NB, settings, True)
+    loss_N, gradient_NB = FORMS[settings.kind](q_NB, p_NB, ratio_NB, settings, True, WHOLE.total)
     gradient_NK, gradient_rest_N1 = gradient_NB[:, :-1], gradient_NB[:, -1:]
     q_NV.mul_(gradient_rest_N1 / q_rest_N1.clamp(min=tiny))
-    return loss_N, q_NV.scatter_add_(-1, kept.ids_NK, gradient_NK.masked_fill(~kept.present_NK, 0.0))
+    return loss_N, columns.add_(q_NV, kept.ids_NK, gradient_NK.masked_fill(~kept.present_NK, 0.0))
 
 
 def _refuse_repeated_ids(others_NV: Tensor, kept: Kept) -> None:
     left_NK = others_NV.gather(-1, kept.ids_NK)
     if bool(((left_NK < 0) & kept.present_NK).any()):
-        raise ValueError(
-            "token_ids: a row holds the same id twice; needed: ids unique within a row. "
-            "Add the probabilities of repeated ids before, or use tail='sampled', which adds their weights."
-        )
+        raise ValueError(REPEATED_IDS)

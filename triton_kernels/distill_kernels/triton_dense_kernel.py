@@ -9,7 +9,9 @@ direction, so that the end of one is still in L2 when the next begins there. No 
 
 PHASE "whole": one program does all of it for a row. Where rows are few, `splits` programs share one, and each pass is a
 launch: "statistics", "sums" and "gradient". A program leaves what it found in `partials` `[rows, splits, PARTIALS]`;
-the next launch's programs all combine them, in the same order.
+the next launch's programs all combine them, in the same order. Where a vocabulary lies over several processes, each
+has its own segment of every row: its programs are numbers `first_split` and following of the row's `splits`, and what
+the others left in `partials` is brought there between the launches.
 """
 # Triton's language looks like Python and has other types.
 # pyright: reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
@@ -36,7 +38,10 @@ from distill_kernels.triton_softmax import (
 
 PARTIALS = 16
 """Floats of one program: six statistics, two sums, the label's logit; the rest keeps them apart."""
+LABEL_LOGIT = 8
+"""Which of them is the label's logit."""
 _PARTIALS = tl.constexpr(PARTIALS)
+_LABEL_LOGIT = tl.constexpr(LABEL_LOGIT)
 
 
 @triton.jit
@@ -67,6 +72,7 @@ def dense_kernel(
     hard_scale,
     ignore_index,
     splits,
+    first_split,
     segment_tiles,
     PHASE: tl.constexpr,
     LANES: tl.constexpr,
@@ -95,7 +101,7 @@ def dense_kernel(
     if PHASE != "whole":
         first_tile = tl.program_id(1) * segment_tiles * BLOCK
         last_tile = tl.minimum(first_tile + segment_tiles * BLOCK, end)
-        partial = partials + (row * splits + tl.program_id(1)) * _PARTIALS
+        partial = partials + (row * splits + first_split + tl.program_id(1)) * _PARTIALS
     pair = (
         row_start(student, row, student_stride, ADDRESS),
         row_start(teacher, row, teacher_stride, ADDRESS),
@@ -109,7 +115,7 @@ def dense_kernel(
         if HARD:  # now, for the gradient may be written over it
             label_logit = _logit_at(begin + label, pair, begin, end, STUDENT_CAPPED, CONTIGUOUS)
             if PHASE == "statistics":
-                tl.store(partial + 8, label_logit)
+                tl.store(partial + _LABEL_LOGIT, label_logit)
         statistics = _statistics(
             pair, begin, end, first_tile, last_tile, student_k, teacher_k, hard_k,
             KIND, HARD and not UNIT_TEMPERATURE, STUDENT_CAPPED, TEACHER_CAPPED, CONTIGUOUS, BLOCK,
@@ -122,7 +128,7 @@ def dense_kernel(
     if PHASE == "sums" or PHASE == "gradient":
         found = partials + row * splits * _PARTIALS
         if HARD:
-            label_logit = tl.load(found + 8)
+            label_logit = tl.load(found + _LABEL_LOGIT)
         statistics = _together(_loaded(found, splits, LANES), student_k, teacher_k, hard_k, KIND)
     top, total, teacher_top, teacher_total, cross, hard_total = statistics
     if HARD and UNIT_TEMPERATURE:

@@ -1,0 +1,140 @@
+"""Projection: a language model's last step, and what its gradient by the logits says about each of its tensors.
+
+C rows of one chunk of M that count, H hidden size, V tokens held here of the shared vocabulary, r rank of an update.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from distill_kernels.autograd import Gradients
+from distill_kernels.columns import Columns
+from distill_kernels.student import Student
+
+# Rows of the head whose gradient is added up at a time where products are in 16 bits: the product and the float32 sum
+# stay in cache. At V = 32000, H = 512 the addition took 2.7 ms beside a product of 10.6 ms, against 22 ms unsliced.
+_HEAD_SLICE = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """`scale * B @ A`, to be added to a head."""
+
+    A_rH: Tensor
+    B_Vr: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """Hidden states, head and bias, and the dtype their products are taken in."""
+
+    hidden_NH: Tensor
+    head_VH: Tensor
+    bias_V: Tensor | None
+    product_dtype: torch.dtype
+    update: LowRank | None = None
+
+    @staticmethod
+    def of(student: Student, product_dtype: torch.dtype) -> "Projection":
+        """A student's, its hidden states `[N, H]`."""
+        update = None
+        if student.lora_A is not None and student.lora_B is not None:
+            update = LowRank(A_rH=student.lora_A, B_Vr=student.lora_B, scale=student.lora_scale)
+        tensors = {"hidden_NH": student.hidden, "head_VH": student.head, "bias_V": student.bias}
+        return Projection(**tensors, product_dtype=product_dtype, update=update)
+
+    def opened(self, num_tokens: int) -> "Projection":
+        """The same, its head cut to the shared vocabulary and cast, once per call."""
+        dtype, update = self.product_dtype, self.update
+        if update is not None:
+            B_Vr = update.B_Vr.detach()[:num_tokens].to(dtype)
+            update = replace(update, A_rH=update.A_rH.detach().to(dtype), B_Vr=B_Vr)
+        return Projection(
+            hidden_NH=self.hidden_NH.detach(),
+            head_VH=self.head_VH.detach()[:num_tokens].to(dtype),
+            bias_V=None if self.bias_V is None else self.bias_V.detach()[:num_tokens].to(dtype),
+            product_dtype=dtype,
+            update=update,
+        )
+
+    def logits(self, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
+        """The logits of rows that are in `product_dtype`, written into `out_CV`."""
+        if self.bias_V is None:
+            torch.mm(hidden_CH, self.head_VH.T, out=out_CV)
+        else:
+            torch.addmm(self.bias_V, hidden_CH, self.head_VH.T, out=out_CV)
+        if self.update is not None:
+            low_Cr = torch.mm(hidden_CH, self.update.A_rH.T)
+            out_CV.addmm_(low_Cr, self.update.B_Vr.T, alpha=self.update.scale)
+        return out_CV
+
+
+class StudentGradients:
+    """Collects the wanted gradients chunk by chunk; what is not wanted is neither computed nor allocated."""
+
+    def __init__(
+        self, opened: Projection, student: Student, num_counted: int, num_chunks: int, wanted: Sequence[bool]
+    ) -> None:
+        want_hidden, want_head, want_bias, self._want_A, self._want_B = wanted
+        dtype, device = opened.product_dtype, student.head.device
+        sum_dtype = torch.float32 if dtype.itemsize == 2 else dtype
+        # one chunk: nothing is added up, so the product's own 16 bits are all there is
+        head_dtype = dtype if num_chunks == 1 else sum_dtype
+        self._opened, self._first = opened, True
+        self.hidden_MH = self.head_VH = self.bias_V = self.A_rH = self.B_Vr = None
+        if want_hidden:
+            self.hidden_MH = torch.empty(num_counted, student.head.shape[1], dtype=dtype, device=device)
+        if want_head:
+            self.head_VH = torch.zeros(student.head.shape, dtype=head_dtype, device=device)
+        if want_bias:
+            self.bias_V = torch.zeros(student.head.shape[0], dtype=sum_dtype, device=device)
+        if self._want_A and student.lora_A is not None:
+            self.A_rH = torch.zeros(student.lora_A.shape, dtype=sum_dtype, device=device)
+        if self._want_B and student.lora_B is not None:
+            self.B_Vr = torch.zeros(student.lora_B.shape, dtype=sum_dtype, device=device)
+
+    def add(self, gradient_CV: Tensor, hidden_CH: Tensor, chunk: slice) -> None:
+        """Adds what one chunk's derivative by its logits says about each tensor."""
+        if self.hidden_MH is not None:
+            torch.mm(gradient_CV, self._opened.head_VH, out=self.hidden_MH[chunk])
+        if self.bias_V is not None:
+            self.bias_V[: gradient_CV.shape[1]] += gradient_CV.sum(0, dtype=self.bias_V.dtype)
+        if self._opened.update is not None:
+            self._add_update(gradient_CV, hidden_CH, chunk, self._opened.update)
+        if self.head_VH is not None:
+            self._add_head(gradient_CV, hidden_CH, self.head_VH[: gradient_CV.shape[1]])
+        self._first = False
+
+    def _add_head(self, gradient_CV: Tensor, hidden_CH: Tensor, head_VH: Tensor) -> None:
+        if head_VH.dtype != gradient_CV.dtype:
+            for start in range(0, len(head_VH), _HEAD_SLICE):
+                part = slice(start, start + _HEAD_SLICE)
+                head_VH[part] += torch.mm(gradient_CV[:, part].T, hidden_CH)
+        elif self._first:
+            torch.mm(gradient_CV.T, hidden_CH, out=head_VH)
+        else:
+            head_VH.addmm_(gradient_CV.T, hidden_CH)
+
+    def _add_update(self, gradient_CV: Tensor, hidden_CH: Tensor, chunk: slice, update: LowRank) -> None:
+        if self.B_Vr is not None:
+            low_Cr = torch.mm(hidden_CH, update.A_rH.T)
+            self.B_Vr[: gradient_CV.shape[1]].add_(torch.mm(gradient_CV.T, low_Cr), alpha=update.scale)
+        if self.hidden_MH is None and self.A_rH is None:
+            return
+        by_low_Cr = torch.mm(gradient_CV, update.B_Vr)
+        if self.hidden_MH is not None:
+            self.hidden_MH[chunk].addmm_(by_low_Cr, update.A_rH, alpha=update.scale)
+        if self.A_rH is not None:
+            self.A_rH.add_(torch.mm(by_low_Cr.T, hidden_CH), alpha=update.scale)
+
+    def of_all(self, columns: Columns) -> Gradients:
+        """By hidden states `[M, H]`, head, bias, lora_A, lora_B.
+
+        The first and fourth are sums over the vocabulary; the others belong to the tokens held here.
+        """
+        columns.add_up(self.hidden_MH)
+        columns.add_up(self.A_rH)
+        return self.hidden_MH, self.head_VH, self.bias_V, self.A_rH, self.B_Vr
