@@ -13,8 +13,10 @@ from typing import Any, Literal, get_args
 from distill.checkpoint import BUNDLED
 from distill.data.known import data_set
 from distill.errors import RecipeError
+from distill.family.inferred import terms_of_copy, terms_served
 from distill.family.known import published
 from distill.family.licence import TERMS, Terms, terms_at, terms_called, terms_of_folder
+from distill.family.reading import near_names
 from distill.recipe import Recipe
 
 Level = Literal["ok", "unknown", "notice", "refused"]
@@ -32,9 +34,18 @@ class Party:
     """None: not known to us."""
     tag: str = ""
     """Of a data set: the hub's name of its licence."""
+    why: str = ""
+    """Where its terms are inferred: "by its name"."""
 
     def __str__(self) -> str:
         return f"{self.key}={self.name}"
+
+    @property
+    def standing(self) -> str:
+        """What it is under: goes on after its name."""
+        assert self.terms is not None
+        inferred = f"is, {self.why}, under" if self.why else "is under"
+        return f"{inferred} the {self.terms.title} ({self.terms.id})"
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,20 @@ def check_licences(recipe: Recipe) -> None:
         if finding.level == "refused" and terms:
             everything = ",".join([*recipe.licence.accept, *said.to_accept])
             raise RecipeError(
-                f"{finding}\n"
+                f"{_misspelt(said.student)}{finding}\n"
                 f'"{terms.quote}"\n'
                 f"{terms.title}, {terms.clause}: {terms.url} (read {terms.read})\n"
                 "Choose another teacher or student. If you hold a permission, or judge that this does not reach you: "
                 f"licence.accept=[{everything}]"
             )
+
+
+def _misspelt(student: Party | None) -> str:
+    """A line on a student that nobody knows, but whose name is nearly a known one: that may be all that is wrong."""
+    if student is None or student.terms or Path(student.name).is_dir():
+        return ""
+    near = near_names(student.name)
+    return f"{student}: {near}\n" if near else ""
 
 
 def notes(recipe: Recipe) -> list[str]:
@@ -135,7 +154,7 @@ def _of_teacher(teacher: Party, student: Party | None, allowed: Sequence[str]) -
     if terms is None:
         text = "has terms that are not known here; look whether a model may be trained on what it wrote."
         return Finding("unknown", teacher, text)
-    named = f"is under the {terms.title} ({terms.id})"
+    named = teacher.standing
     asks = " ".join(terms.conditions)
     if terms.outputs == "free":
         return Finding("ok", teacher, f"{named}, which says nothing against training on its outputs.")
@@ -158,7 +177,7 @@ def _of_student(student: Party) -> Finding:
     if terms is None:
         return Finding("unknown", student, "has a licence that is not known here, and that holds for the packages too.")
     level: Level = "unknown" if terms.outputs == "unknown" else "notice" if terms.as_base else "ok"
-    text = f"is under the {terms.title} ({terms.id}), and so are the packages. {' '.join(terms.as_base)}"
+    text = f"{student.standing}, and so are the packages. {' '.join(terms.as_base)}"
     return Finding(level, student, text.rstrip())
 
 
@@ -183,14 +202,18 @@ def _teachers(teacher: Mapping[str, Any], key: str = "teacher") -> list[Party]:
     if kind == "none" or not teacher.get("model"):
         return []
     model = str(teacher["model"])
-    # a service's own terms hold for whatever it serves; elsewhere the checkpoint's do, when we know its name
-    service = terms_at(str(teacher.get("base_url") or ""))
-    return [Party(f"{key}.model", _shown(model), service or _terms_of_model(model))]
+    name, address = f"{key}.model", str(teacher.get("base_url") or "")
+    # a service's own terms hold for whatever it serves; elsewhere the model's do, when we know its name
+    if service := terms_at(address):
+        return [Party(name, _shown(model), service)]
+    if address and not published(model) and (inferred := terms_served(address, model)):
+        return [Party(name, model, inferred.terms, why=inferred.why)]
+    return [_model(name, model)]
 
 
 def _student(recipe: Mapping[str, Any]) -> Party | None:
     model = (recipe.get("student") or {}).get("model")
-    return Party("student.model", _shown(str(model)), _terms_of_model(str(model))) if model else None
+    return _model("student.model", str(model)) if model else None
 
 
 def _data(recipe: Mapping[str, Any]) -> Party | None:
@@ -202,6 +225,13 @@ def _data(recipe: Mapping[str, Any]) -> Party | None:
 def _shown(model: str) -> str:
     """`model` as a recipe writes it."""
     return f"bundled:{Path(model).name}" if Path(model).is_relative_to(BUNDLED) else model
+
+
+def _model(key: str, model: str) -> Party:
+    """A checkpoint with its terms: what is known of it, else what its name says that it is a copy of."""
+    terms = _terms_of_model(model)
+    copy = None if terms else terms_of_copy(model)
+    return Party(key, _shown(model), copy.terms, why=copy.why) if copy else Party(key, _shown(model), terms)
 
 
 def _terms_of_model(model: str) -> Terms | None:

@@ -14,8 +14,10 @@ def checkpoint_folder(name: str) -> str:
     """`name` with `bundled:` resolved and existing folders made absolute; a hub id stays as it is.
 
     Raises:
-        ValueError: no bundled checkpoint has this name (pydantic turns it into the recipe's error).
+        ValueError: there is no name, or no bundled checkpoint of this one (pydantic turns it into the recipe's error).
     """
+    if not name:  # Path("") is the current folder
+        raise ValueError("is empty; give a checkpoint folder, a hub id or bundled:NAME")
     if name.startswith("bundled:"):
         folder = BUNDLED / name.removeprefix("bundled:")
         if not (folder / "config.json").is_file():

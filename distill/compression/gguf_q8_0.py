@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from distill.family.known import family_of
 from distill.option import STRICT
 
 FILE_NAME = "model-q8_0.gguf"
@@ -34,7 +35,7 @@ class GgufQ8_0:
                 f"or compress with bf16 or a bnb option instead."
             )
         if model_type not in ARCHITECTURES:
-            return f"GGUF export knows the model types {', '.join(ARCHITECTURES)}, and not {model_type}."
+            return f"GGUF export knows the model types {', '.join(ARCHITECTURES)}, and not {model_type}{_way(config)}."
         if config.get("quantization_config"):
             return "config.json has a quantization_config; needed: a student with plain weights."
         layout = layout_of(model_type)
@@ -85,3 +86,11 @@ class GgufQ8_0:
         except NotExpressible as problem:
             raise StageFailed(f"{student} cannot become a GGUF: {problem}") from problem
         (package / "Modelfile").write_text(modelfile(FILE_NAME, tokenizer), "utf-8")
+
+
+def _way(config: Mapping[str, Any]) -> str:
+    """What to do for a model that llama.cpp runs, and that we do not export."""
+    family = family_of(config)
+    if family is None or family.gguf is None:
+        return ""
+    return f"; llama.cpp runs it as {family.gguf}: make packages/bf16, then use llama.cpp's own convert_hf_to_gguf.py"

@@ -35,7 +35,16 @@ class Published:
     """False: weights that were never published, or not in a format that transformers reads."""
     gated: bool = False
     """Downloading needs an account that has accepted the licence."""
+    may_be_gated: bool = False
+    """It was gated for a time; we do not know whether it is today."""
     has_chat_template: bool = False
+    eos_token: str | None = None
+    """Its tokenizer's end of sequence, where that is not the family's: a base model beside chat models."""
+    aliases: tuple[str, ...] = ()
+    """Other hub ids of these weights: the hub sends them on to `model`. People type them, and old recipes hold them."""
+    not_loaded: int = 0
+    """Parameters that are downloaded and left on the disk, such as a vision tower; `config` and `parameters` are those
+    of the language model, see `distill.family.text_part`."""
     as_bin: bool = False
     """The hub has its weights as .bin files alone: they are written a second time, as safetensors, and both stay."""
 

@@ -20,6 +20,7 @@ from distill.family import (
     qwen3,
 )
 from distill.family.facts import Family, Published
+from distill.family.text_part import text_part
 
 FAMILIES: tuple[Family, ...] = (
     gpt2.FAMILY,
@@ -38,11 +39,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 """In the order in which a `model_type` that several share is decided."""
 
+_BY_ID = {name.lower(): (f, p) for f in FAMILIES for p in f.published for name in (p.model, *p.aliases)}
+
 
 def published(model: str) -> tuple[Family, Published] | None:
-    """Family and facts of the checkpoint that is published as `model` (a hub id, in any case of letters)."""
-    wanted = model.strip("/").lower()
-    return next(((f, p) for f in FAMILIES for p in f.published if p.model.lower() == wanted), None)
+    """Family and facts of the checkpoint that is published as `model`: its hub id or an older one, in any case."""
+    return _BY_ID.get(model.strip("/").lower())
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
@@ -50,6 +52,7 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
 
     Of several that share it, the first with a checkpoint of the same vocabulary size: Llama 3 is no Llama 2.
     """
+    config = text_part(config)
     sharing = [family for family in FAMILIES if family.model_type == config.get("model_type")]
     size = config.get("vocab_size")
     same = (f for f in sharing if any(p.config.get("vocab_size") == size for p in f.published))
@@ -57,7 +60,7 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
 
 
 def config_of(model: str, revision: str | None, asked_by: str) -> dict[str, Any]:
-    """config.json of a checkpoint: from its folder, from what we know of it, else from the hub.
+    """config.json of a checkpoint's language model: from what we know of it, from its folder, else from the hub.
 
     Raises:
         RecipeError: there is no such checkpoint; the message names `asked_by`, the key that asked for it.
@@ -66,4 +69,4 @@ def config_of(model: str, revision: str | None, asked_by: str) -> dict[str, Any]
     if known:
         family, checkpoint = known
         return {"model_type": family.model_type, **checkpoint.config}
-    return read_config(model, revision, asked_by)
+    return text_part(read_config(model, revision, asked_by))

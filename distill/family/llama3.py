@@ -1,7 +1,7 @@
 """Llama 3, 3.1, 3.2 (text) and 3.3: grouped heads, byte-level BPE of 128,256 tokens, from 3.1 on a scaled rotary base.
 
 1B and 3B tie their embeddings. The end of sequence below is that of the Instruct models, which their template ends
-turns with; base models end with <|end_of_text|>. 3.2's 11B and 90B read images and are not here.
+turns with; base models end with <|end_of_text|>, and have no template. 3.2's 11B and 90B read images and are not here.
 Source: Llama team 2024, arXiv:2407.21783, table 3; the model cards of each version.
 """
 
@@ -46,6 +46,8 @@ def _published(version: str, size: str, revision: str | None = None, instruct: b
         size=f"{version} {size}{' Instruct' if instruct else ''}",
         model=f"meta-llama/{_HUB_NAME[version]}-{size}{'-Instruct' if instruct else ''}",
         revision=revision,
+        # what Meta called it in its first months on the hub
+        aliases=(f"meta-llama/Meta-Llama-3.1-{size}{'-Instruct' if instruct else ''}",) if version == "3.1" else (),
         config={
             "hidden_size": width,
             "intermediate_size": inner,
@@ -66,6 +68,7 @@ def _published(version: str, size: str, revision: str | None = None, instruct: b
         licence="llama3" if version == "3" else f"llama{version}",
         gated=True,
         has_chat_template=instruct,
+        eos_token=None if instruct else "<|end_of_text|>",
     )
 
 

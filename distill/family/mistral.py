@@ -4,6 +4,8 @@
 is said below is the tokenizer of most checkpoints, 7B's. From Small on a system prompt has marks of its own,
 [SYSTEM_PROMPT]; the template below is 7B's, which puts it inside the first user turn. Small 3.1 and later read images
 and are not here, nor are models under Mistral's research licence.
+In 2024 the hub had 7B v0.1 and Instruct v0.2 gated (https://github.com/huggingface/alignment-handbook/issues/166,
+https://github.com/PrimeIntellect-ai/prime-diloco/issues/108), so 7B and Nemo may be.
 Source: Jiang et al. 2023, arXiv:2310.06825, table 1; config.json of each.
 """
 
@@ -58,6 +60,7 @@ def _published(
         stored_dtype="bfloat16",
         num_tokens=tokens,
         licence="apache-2.0",
+        may_be_gated=not name.startswith("Small"),
         has_chat_template="Instruct" in name,
     )
 

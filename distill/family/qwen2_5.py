@@ -2,7 +2,9 @@
 
 Up to 3B embeddings are tied and rows padded to 151,936; from 7B on untied and 152,064: teacher and student of one
 family differ in vocabulary size. The end of sequence below is that of the Instruct models; base ones end with
-<|endoftext|>. Their own template puts a default system prompt where there is none; ours does not.
+<|endoftext|> (https://github.com/meta-pytorch/torchtune/issues/2587; on the day of their release their tokenizers said
+<|im_end|>, against their config.json: https://github.com/QwenLM/Qwen3/issues/927). Their own templates put a default
+system prompt where there is none, another one in base models; ours does not.
 Source: Qwen team 2024, arXiv:2412.15115, table 1; config.json of each. 3B and 72B have licences of their own.
 """
 
@@ -53,6 +55,7 @@ def _published(size: str, revision: str | None = None, instruct: bool = False) -
         num_tokens=151_665,
         licence={"3B": "qwen-research", "72B": "qwen"}.get(size, "apache-2.0"),
         has_chat_template=True,
+        eos_token=None if instruct else "<|endoftext|>",
     )
 
 

@@ -1,7 +1,8 @@
 """Qwen3, the dense ones: q and k are normalised per head, heads 128 wide whatever the width, answers that may think.
 
 Up to 4B embeddings are tied. The models without a suffix are chat models, "-Base" are not; 32B has no base model on
-the hub. The end of sequence below is that of the chat models. Thinking of earlier turns is dropped by their own
+the hub. The end of sequence below is that of the chat models; base ones end with <|endoftext|>, 151,643
+(https://github.com/unslothai/unsloth/issues/2945). Thinking of earlier turns is dropped by their own
 template; ours leaves messages as they are. The stored files of 0.6B and 1.7B hold the tied head a second time.
 Source: Qwen team 2025, arXiv:2505.09388, table 1; config.json of each.
 """
@@ -55,6 +56,7 @@ def _published(size: str, revision: str | None = None, base: bool = False) -> Pu
         num_tokens=151_669,
         licence="apache-2.0",
         has_chat_template=True,
+        eos_token="<|endoftext|>" if base else None,
     )
 
 

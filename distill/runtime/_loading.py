@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint import local_folder
 from distill.errors import DataError
+from distill.family.text_part import adapter_key_mapping
+from distill.runtime._causal_lm import read_causal_lm
 from distill.runtime._placement import places, said_if_too_large
 from distill.runtime.bnb import cast_unquantised, disable_cpu_packing, import_bitsandbytes, quiet
 
@@ -36,8 +39,6 @@ def load_model(
         device: "cpu" or "cuda"; None takes the GPU where there is one.
         device_map: "auto" spreads the layers over all GPUs, then the CPU's memory, then the disk.
     """
-    from transformers import AutoModelForCausalLM
-
     root = Path(folder)
     adapter = None
     base: Path | str = folder
@@ -49,18 +50,17 @@ def load_model(
     if quantised or adapter is not None:
         import_bitsandbytes()
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_causal_lm(
             base,
             dtype="auto" if dtype is None else dtype,
             **places(device, device_map, quantised=quantised),
-            trust_remote_code=False,
-            local_files_only=Path(base).is_dir(),
         )
         if adapter is not None:
             from peft import PeftModel
 
             # PEFT keeps adapters in float32 whatever the base is: rounding one moves the function that was trained.
-            model = PeftModel.from_pretrained(model, str(adapter))
+            names = adapter_key_mapping(model.config.model_type)
+            model = PeftModel.from_pretrained(model, str(adapter), key_mapping=names)
     disable_cpu_packing(model)
     if quantised and dtype is not None:
         cast_unquantised(model, dtype)
@@ -86,18 +86,16 @@ def load_quantised(
         rest: torch dtype of what is not quantised, and of 4-bit products; None keeps the stored one.
         device, device_map: as for `load_model`.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     import_bitsandbytes()
     arguments = {"nf4": NF4, "int8": INT8}[how] if isinstance(how, str) else how
     with quiet(), said_if_too_large(folder):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = read_causal_lm(
             folder,
             dtype="auto",
             quantization_config=BitsAndBytesConfig(**arguments),
             **places(device, device_map, quantised=True),
-            trust_remote_code=False,
-            local_files_only=Path(folder).is_dir(),
         )
     disable_cpu_packing(model)
     cast_unquantised(model, rest or model.config.dtype)
@@ -112,15 +110,16 @@ def load_like(student: Path | str, package: Path, device: str | None = None) -> 
     return load_quantised(student, {k: v for k, v in how.items() if k[0] != "_"}, rest=config["dtype"], device=device)
 
 
-def _base_of(adapter: Path) -> Path | str:
-    """The base that an adapter names: a folder seen from the adapter, a folder seen from here, or a hub id."""
-    base = json.loads((adapter / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+def _base_of(adapter: Path) -> Path:
+    """The base that an adapter names: a folder seen from the adapter, a folder seen from here, or one from the hub."""
+    said = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    base = said.get("base_model_name_or_path")
     if not base:
         raise DataError(f"{adapter}/adapter_config.json names no base_model_name_or_path, so there is nothing to adapt")
     for candidate in (adapter / base, Path(base)):
         if (candidate / "config.json").is_file():
             return candidate
-    return base
+    return local_folder(base, said.get("revision"))
 
 
 def _is_quantised(base: Path | str) -> bool:

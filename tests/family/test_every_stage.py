@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distill.data.word_problems import WordProblems
-from distill.family.known import FAMILIES
+from distill.family.known import FAMILIES, config_of
 from distill.family.tiny import tiny_config
 from distill.family.tiny_tokenizer import train_like
 
@@ -200,7 +200,7 @@ def allowed(folders: Path) -> dict[str, dict]:
     """Every compression that does not refuse this family and its tokenizer, as a recipe names it."""
     from distill.recipe import options_of
 
-    config = json.loads((folders / "student/config.json").read_text())
+    config = config_of(str(folders / "student"), None, "student.model")
     chosen = {}
     for name, option in options_of("compression").items():
         settings = {"kind": name, "max_kl_nats": MAX_KL_NATS.get(name, 0.5)}
