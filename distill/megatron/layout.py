@@ -1,8 +1,11 @@
 """The files of a Megatron-LM checkpoint: one per tensor-parallel rank and pipeline stage.
 
 Megatron writes SAVE/latest_checkpointed_iteration.txt and SAVE/iter_0001000/mp_rank_00/model_optim_rng.pt (with
-pipeline stages: mp_rank_00_000); what it publishes is called release/ in place of iter_….
-Source: `get_checkpoint_name` and `read_metadata` in megatron/checkpointing.py of NVIDIA/Megatron-LM.
+pipeline stages: mp_rank_00_000); what it publishes is called release/ in place of iter_…. With the distributed
+optimizer its first version 3.0 wrote the model to model_rng.pt, and each data-parallel rank's part of the optimizer to
+a folder beside it, whose name has one number more: mp_rank_00_000/optim.pt (mp_rank_00_000_000 with pipeline stages).
+Source: `get_checkpoint_name`, `get_checkpoint_names` (in the versions that had it) and `read_metadata` in
+megatron/checkpointing.py of NVIDIA/Megatron-LM.
 """
 
 import re
@@ -13,6 +16,8 @@ from distill.errors import RecipeError
 TRACKER = "latest_checkpointed_iteration.txt"
 FILES = ("model_optim_rng.pt", "model_rng.pt")
 """The second: the optimizer is in a file of its own."""
+OPTIMIZER = "optim.pt"
+"""That file, where it stands in a folder of its own."""
 _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
 
 
@@ -32,7 +37,8 @@ def rank_files(checkpoint: Path, iteration: int | None = None) -> list[list[Path
     single = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if single:
         return [[single]]
-    ranks = {path.name: _RANK.fullmatch(path.name) for path in sorted(folder.glob("mp_rank_*")) if path.is_dir()}
+    folders = [path for path in sorted(folder.glob("mp_rank_*")) if path.is_dir() and not _is_optimizers(path)]
+    ranks = {path.name: _RANK.fullmatch(path.name) for path in folders}
     strange = [name for name, match in ranks.items() if match is None]
     if strange or not ranks:
         found = ", ".join(strange or sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
@@ -42,6 +48,11 @@ def rank_files(checkpoint: Path, iteration: int | None = None) -> list[list[Path
             "supported)."
         )
     return _grid(folder, {name: match for name, match in ranks.items() if match is not None})
+
+
+def _is_optimizers(folder: Path) -> bool:
+    """Whether nothing but the optimizer's state lies here: its name then counts a data-parallel rank too."""
+    return [path.name for path in folder.iterdir()] == [OPTIMIZER]
 
 
 def _one_iteration(checkpoint: Path, iteration: int | None) -> Path:
@@ -94,7 +105,7 @@ def _grid(folder: Path, ranks: dict[str, re.Match[str]]) -> list[list[Path]]:
     if missing:
         raise RecipeError(
             f"{folder}: {', '.join(missing[:4])} {'is' if len(missing) == 1 else 'are'} missing.\n"
-            f"Found {len(places)} of {num_stages * num_ranks} rank folders; every rank holds a part of every weight. "
+            f"Found {sum(map(len, files))} of {num_stages * num_ranks} files; every rank holds a part of every weight. "
             "Copy the missing ones here."
         )
     return files

@@ -57,7 +57,8 @@ def read_rank(file: Path) -> Rank:
             "not supported. Save it again with Megatron without --num-layers-per-virtual-pipeline-stage."
         )
     version = content.get("checkpoint_version", 0)
-    if not isinstance(version, (int, float)) or version not in VERSIONS:
+    # True equals 1.0 to Python, and says no version
+    if isinstance(version, bool) or not isinstance(version, (int, float)) or version not in VERSIONS:
         raise RecipeError(
             f"{file} has checkpoint_version {version!r}; known are {', '.join(map(str, VERSIONS))}, which differ in "
             "the order of the query, key and value rows. Nothing was guessed."
@@ -77,10 +78,10 @@ def _load(file: Path) -> Any:
     import torch
     from torch.serialization import safe_globals
 
-    mapped = zipfile.is_zipfile(file)  # torch before 1.6 wrote another format, which cannot be mapped
-    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file) if mapped else []
-    own = [name for name in foreign if name.split(".")[0] in _MEGATRONS_OWN]
+    mapped = _is_whole_zip(file)  # torch before 1.6 wrote another format, which cannot be mapped
     try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file) if mapped else []
+        own = [name for name in foreign if name.split(".")[0] in _MEGATRONS_OWN]
         with safe_globals([*_numpys(), Namespace, *((_nothing(name), name) for name in own)]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -90,8 +91,27 @@ def _load(file: Path) -> Any:
             "tensors, numbers, arguments and random states are read.\n"
             "If you trust where it is from, save it again with Megatron without them (--no-save-optim --no-save-rng)."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RecipeError(f"{file} cannot be read: {str(error).splitlines()[0][:200]}. Is it whole?") from None
+    # whatever the legacy format's reader stumbles over in half a file
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, AssertionError) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RecipeError(f"{file} cannot be read: {what}. Is it whole?") from None
+
+
+def _is_whole_zip(file: Path) -> bool:
+    """Whether torch wrote it as a zip archive. Raises RecipeError where only the beginning of one is there."""
+    try:
+        if zipfile.is_zipfile(file):
+            return True
+        with file.open("rb") as opened:
+            begins = opened.read(4)
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror or error}.") from None
+    if begins == b"PK\x03\x04":
+        raise RecipeError(
+            f"{file} is cut short: {file.stat().st_size:,} bytes of an archive whose list of contents, at its end, is "
+            "missing. Copy it again."
+        )
+    return False
 
 
 def _numpys() -> list[Any]:

@@ -61,7 +61,25 @@ def test_missing_last_stages_are_noticed(written, refused):
     assert "1 pipeline stages of 2" in refused(save)
 
 
-@pytest.mark.parametrize("version", [4.0, 1.5, "3"])
+def test_a_missing_file_in_a_folder_that_is_there_is_counted(written, refused):
+    save = written(3.0, 2)
+    (save / "iter_0000500/mp_rank_01/model_optim_rng.pt").unlink()
+    said = refused(save)
+    assert "mp_rank_01/model_optim_rng.pt is missing" in said and "Found 1 of 2 files" in said
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("part", [0.001, 0.02, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_said(part, zipped, written, refused):
+    file = ranks_of(written(3.0, 1))[0]
+    torch.save(torch.load(file, weights_only=False), file, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(part * len(whole))])
+    said = refused(file)
+    assert file.name in said and ("cut short" in said if zipped else "whole" in said or "damage" in said)
+
+
+@pytest.mark.parametrize("version", [4.0, 1.5, "3", True])
 def test_an_unknown_version_is_not_guessed(version, written, refused):
     save = written(3.0, 2)
     changed(ranks_of(save)[0], lambda content: content.update(checkpoint_version=version))

@@ -37,6 +37,22 @@ def test_pipeline_stages_follow_each_other(ranks, stages, original, written, tmp
     assert torch.equal(logits(converted), logits(original))
 
 
+@pytest.mark.parametrize(("ranks", "stages"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_the_distributed_optimizers_folders_are_passed_over(ranks, stages, original, written, tmp_path):
+    """As Megatron wrote them first: the model in model_rng.pt, a folder for each data-parallel rank beside it."""
+    save = written(3.0, ranks, stages)
+    for file in list(save.rglob("model_optim_rng.pt")):
+        for number in range(4):
+            folder = file.parent.with_name(f"{file.parent.name}_{number:03d}")
+            folder.mkdir()
+            torch.save({"optimizer": {"exp_avg": torch.zeros(3)}}, folder / "optim.pt")
+        file.rename(file.with_name("model_rng.pt"))
+    made = convert(save, tmp_path / "out", num_tokens=TOKENS)
+    assert made.num_ranks == ranks
+    converted = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(converted), logits(original))
+
+
 def test_shards_hold_everything_once_and_load(original, written, tmp_path):
     out = tmp_path / "out"
     made = convert(written(2.0, 2), out, num_tokens=TOKENS, shard_bytes=60_000)
