@@ -9,6 +9,7 @@ process looks for both while it waits, and a thread of its own looks while it co
 collective that will never end.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -68,6 +69,8 @@ class World:
         self._told = 0
         self._leaving = False
         self._connected = False
+        self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
         self.broken = False
         """Set once a stage that all processes run together has failed here: they are no longer in step."""
         self.on_failure: Callable[[str], None] = lambda message: None
@@ -114,15 +117,6 @@ class World:
     def wait(self) -> None:
         """Returns once every process has come here."""
         self.gather()
-
-    @contextlib.contextmanager
-    def leader_first(self):
-        """The leader runs the block, then the others, which find what it left."""
-        if not self.leads:
-            self.share()
-        yield
-        if self.leads:
-            self.share()
 
     def connect(self) -> str:
         """Joins torch.distributed's default group, once; gives the device type of its collectives, "cuda" or "cpu"."""
@@ -213,24 +207,36 @@ class World:
             pause = min(1.3 * pause, LONGEST_PAUSE)
         return self._raw().get(key).decode()
 
+    def start_watching(self, store: "Store") -> None:
+        """See `watch`. `store`: a connection of the watching thread's own."""
+        self._watcher = threading.Thread(target=self.watch, args=(store,), daemon=True)
+        self._watcher.start()
+        atexit.register(self.unwatch)
+
     def watch(self, store: "Store") -> None:
         """Runs in a thread of its own: ends this process when it is stuck in a collective that others never come to."""
         try:
             self._watch_others(store) if self.leads else self._watch_leader(store)
         except RuntimeError:  # the store went with the process that held it
-            time.sleep(GRACE)
-            if not self._leaving:
+            if not (self._ended.wait(GRACE) or self._leaving):
                 os._exit(1)
+
+    def unwatch(self) -> None:
+        """Ends the watching thread: Python kills it inside the store's C++ otherwise, which aborts the process."""
+        self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join(timeout=GRACE)
 
     def _watch_leader(self, store: "Store") -> None:
         while not store.check(["over"]):
             store.add(f"beats/{self.rank}", 1)
             for _ in range(round(BEAT / LONGEST_PAUSE)):
-                time.sleep(LONGEST_PAUSE)
+                if self._ended.wait(LONGEST_PAUSE):
+                    return
                 if store.check(["over"]):
                     break
-        time.sleep(GRACE)  # the main thread, where it is free, ends in good order
-        if self._leaving:
+        # the main thread, where it is free, ends in good order
+        if self._ended.wait(GRACE) or self._leaving:
             return
         code = json.loads(store.get("over"))
         store.add("gone", 1)
@@ -240,7 +246,8 @@ class World:
         beats, missed = [0] * self.size, [0] * self.size
         while not store.check(["failed"]):
             for _ in range(round(BEAT / LONGEST_PAUSE)):
-                time.sleep(LONGEST_PAUSE)
+                if self._ended.wait(LONGEST_PAUSE):
+                    return
                 if store.check(["failed"]):
                     break
             before, beats = beats, [0, *(store.add(f"beats/{rank}", 0) for rank in range(1, self.size))]
@@ -249,8 +256,7 @@ class World:
             if silent is not None:
                 gone = {"rank": silent, "code": 1, "message": "gone without a word. The same command goes on."}
                 store.set("failed", json.dumps(gone))
-        time.sleep(GRACE)
-        if self._leaving:
+        if self._ended.wait(GRACE) or self._leaving:
             return
         said = json.loads(store.get("failed"))
         self.on_failure(f"Process {said['rank']}: {said['message']}")
@@ -310,7 +316,7 @@ def join() -> World:
     for name in list(os.environ):
         if name in (*OURS, *THEIRS) or name.startswith(PREFIXES):
             del os.environ[name]
-    threading.Thread(target=_world.watch, args=(watched,), daemon=True).start()
+    _world.start_watching(watched)
     return _world
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.distributed import World
 from distill.errors import RecipeError
+from distill.stages._parts import cut, same_buffers
 from distill.stages._step import States
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def mesh_of(world: World) -> "DeviceMesh":
 
 
 def shard_blocks(model: Any, mesh: "DeviceMesh", *, bf16: bool) -> None:
-    """Cuts each block of `model` in place, and moves it to this process's device; the root's part is left to `root`.
+    """Cuts each block of `model` in place, onto this process's device; the root's part is left to `root`.
+
+    The leader's `model` is whole. The others' may be an outline without storage, and has its parts afterwards.
 
     With `bf16`, a block's weights are gathered in 16 bits, as autocast would multiply them anyway: half as much is
     sent, and no copy in 16 bits lives beside them. Norms stay in float32, where autocast leaves them too, and so do the
@@ -61,7 +64,7 @@ def shard_blocks(model: Any, mesh: "DeviceMesh", *, bf16: bool) -> None:
     Raises:
         RecipeError: the architecture does not say what its blocks are.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     blocks = list(_blocks(model))
     if not blocks:
@@ -73,15 +76,17 @@ def shard_blocks(model: Any, mesh: "DeviceMesh", *, bf16: bool) -> None:
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         if bf16 and (norms := _norms(block)):
-            fully_shard(norms, mesh=mesh)
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+            cut(norms, mesh)
+        cut(block, mesh, mp_policy=policy)
 
 
 def root(module: nn.Module, mesh: "DeviceMesh") -> nn.Module:
-    """`module`, around blocks that are cut already: the rest (embeddings, norm, head) is gathered once a step."""
-    from torch.distributed.fsdp import fully_shard
+    """`module`, around blocks that are cut already: the rest (embeddings, norm, head) is gathered once a step.
 
-    fully_shard(module, mesh=mesh)
+    From here on every process has its parts and all buffers of the leader's model.
+    """
+    cut(module, mesh)
+    same_buffers(module, mesh)
     return module
 
 

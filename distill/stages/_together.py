@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 from distill.distributed import World, world
 from distill.stages import _sharding
+from distill.stages._loading import Source, read_to_cut
 from distill.stages._trainer import DistillTrainer, InOrder, load_checkpoint
 
 ROWS = "rows"
@@ -48,12 +49,12 @@ class Arguments(TrainingArguments):
 
 
 class TogetherTrainer(DistillTrainer):
-    """See `distill.stages._trainer`; `cut` says that the student's blocks are sharded already."""
+    """See `distill.stages._trainer`; `cut` says that the student's blocks are sharded already, and the rest is not."""
 
     def __init__(self, *, together: World, cut: bool, **arguments: Any):
+        if cut:  # first: what is no part of a block has no storage yet in processes other than the leader
+            _sharding.root(arguments["step"], _sharding.mesh_of(together))
         super().__init__(**arguments)
-        if cut:  # here, before an optimizer holds the whole weights
-            _sharding.root(self.step, _sharding.mesh_of(together))
         self.world, self.cut = together, cut
         self.micro_batches = self.args.gradient_accumulation_steps
         self.seen: list[int] = []
@@ -194,20 +195,24 @@ def cut_models(
     checkpoint: Path | None,
     *,
     bf16: bool,
-) -> tuple[bool, Callable[..., Tensor] | None]:
+) -> tuple[bool, Any, Callable[..., Tensor] | None]:
     """Cuts the student's blocks, and a live teacher's, where `sharding` wants it, before an optimizer exists.
 
-    Gives whether it did, and what computes the teacher's hidden states then. The weights of `checkpoint`, from which
-    the training goes on, are put into the student while it is whole.
+    Gives whether it did; the teacher, which is read only now where it came as a `Source`, so that the leader holds one
+    whole model at a time; and what computes the teacher's hidden states where it is cut. The weights of `checkpoint`,
+    from which the training goes on, are put into the leader's student while that is whole.
     """
     mesh = _sharding.mesh_of(together)
-    # the leader's choice, for GPUs may differ
-    if together.share(_sharding.choose(sharding, student)) == "none":
-        return False, None
-    if checkpoint is not None:
+    # the leader's choice, for GPUs may differ, and it alone is sure to have weights
+    cut = together.share(_sharding.choose(sharding, student) if together.leads else None) == "full"
+    if not cut:
+        return False, teacher.read(None) if isinstance(teacher, Source) else teacher, None
+    if checkpoint is not None and together.leads:
         load_checkpoint(student, checkpoint)
     _sharding.shard_blocks(student, mesh, bf16=bf16)
-    return True, None if teacher is None else _sharding.shard_teacher(teacher, mesh)
+    if isinstance(teacher, Source):
+        teacher = read_to_cut(teacher, together)
+    return True, teacher, None if teacher is None else _sharding.shard_teacher(teacher, mesh)
 
 
 def _local(parameter: Tensor) -> Tensor:

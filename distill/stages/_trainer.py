@@ -27,6 +27,7 @@ from distill.progress import bar
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._dropout import without_own_dropout
+from distill.stages._loading import Source
 from distill.stages._packing import require_separate_rows
 from distill.stages._rows import IGNORED, TokenRow, collate
 from distill.stages._step import Step
@@ -60,7 +61,7 @@ def train(
     pad_id: int,
     folder: Path,
     label: str,
-    live_teacher: PreTrainedModel | None = None,
+    live_teacher: PreTrainedModel | Source | None = None,
     stop_after: int | None = None,
     together: World = ALONE,
 ) -> Trained:
@@ -68,7 +69,8 @@ def train(
 
     With `stop_after`, it stops after that step and leaves a checkpoint there, from which a later call goes on.
     With `together`, all its processes call this, and each learns from its share of every batch; the checkpoints are
-    those of one process, so that any number of them goes on from any other's.
+    those of one process, so that any number of them goes on from any other's. `model` and `live_teacher` may come then
+    as `distill.stages._loading` reads them: whole in the leader, without weights or not read yet in the others.
 
     Raises:
         StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
@@ -83,13 +85,13 @@ def train(
     start = _step(checkpoint) if checkpoint else 0
     if stop_after is not None and start >= stop_after:
         return Trained([], start)
-    if training.packing:
+    if training.packing and together.leads:  # the others may have no weights yet
         require_separate_rows(model)
     make, arguments, states, cut = DistillTrainer, TrainingArguments, None, False
     if together.size > 1:
         from distill.stages._together import Arguments, TogetherTrainer, cut_models
 
-        cut, states = cut_models(model, live_teacher, training.sharding, together, checkpoint, bf16=bf16)
+        cut, live_teacher, states = cut_models(model, live_teacher, training.sharding, together, checkpoint, bf16=bf16)
         make, arguments = partial(TogetherTrainer, together=together, cut=cut), Arguments
     trainer = make(
         model=model,
@@ -278,7 +280,9 @@ class _Progress(TrainerCallback):
 def _arguments(
     kind: type[TrainingArguments], training: Training, steps: int, seed: int, folder: Path, processes: int
 ) -> TrainingArguments:
-    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if training.gradient_checkpointing else {}
+    # transformers has a new name for it, and warns of the old one
+    name = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(kind, name))
+    checkpointing: dict[str, Any] = {name: True} if training.gradient_checkpointing else {}
     arguments = kind(
         output_dir=str(folder),
         per_device_train_batch_size=training.batch_size // training.gradient_accumulation_steps // processes,

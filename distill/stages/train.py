@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +65,7 @@ def train_student(
     Under several processes all of them call this; the leader writes.
     """
     from distill.stages._batches import plan_batches, plan_tokens
+    from distill.stages._loading import Source, read_student
     from distill.stages._rows import own_rows
     from distill.stages._trainer import load_last_checkpoint, write_curve
 
@@ -99,11 +101,9 @@ def train_student(
     _same_plan(together, plan)
     if together.size > 1:
         together.connect()  # before anything is loaded: it says which GPU is this process's
-    with together.leader_first():  # what it leaves on the disk, the others read
-        model = _build(recipe, tokenizer, folder)
-        with same_threads(folder) as threads:
-            pass
-    with same_threads(folder):
+    build = partial(_build, recipe, tokenizer, folder)
+    model = read_student(Source(lambda _: build(), partial(build, outline=True)), training.sharding, together)
+    with same_threads(folder) as threads:
         trained = _trained(recipe, name, model, tokenizer, made.rows, plan, folder, scorer)
     measured = {"resumed_from_step": trained.resumed_from_step, "world_size": together.size}
     if together.size > 1:
@@ -159,11 +159,14 @@ def _trained(
     scorer: "OpenTeacher | None",
 ) -> "Trained":
     """Trains `model` in place on the plan, in rounds where the student is to learn from its own answers."""
+    from distill.stages._loading import Source
     from distill.stages._on_policy import train_in_rounds
     from distill.stages._trainer import train
 
-    live = name == "student" and recipe.live
-    teacher = live_teacher(recipe) if live else None
+    live, teacher = name == "student" and recipe.live, None
+    if live:  # of several processes, each reads as much of it as it will hold
+        source = Source(partial(live_teacher, recipe), partial(_outline_of_teacher, recipe))
+        teacher = live_teacher(recipe) if world().size == 1 else source
 
     def train_up_to(rows: "Sequence[TokenRow]", plan: "BatchPlan", stop_after: int | None = None) -> "Trained":
         return train(
@@ -215,11 +218,11 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> Any:
-    """The model to train: float32 weights, or adapters on float32 or nf4 weights."""
+def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path, *, outline: bool = False) -> Any:
+    """The model to train: float32 weights, or adapters on float32 or nf4 weights. `outline`: without any (no nf4)."""
     import torch
 
-    model = recipe.student.build(tokenizer, recipe.seed)
+    model = recipe.student.outline(tokenizer) if outline else recipe.student.build(tokenizer, recipe.seed)
     if recipe.adapter.kind == "none":
         return model
     from distill.runtime.bnb import import_bitsandbytes
@@ -244,26 +247,37 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path) -
         target_modules=adapter.target_modules or "all-linear",
         base_model_name_or_path=getattr(recipe.student, "model", None),
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, config, low_cpu_mem_usage=outline)
 
 
-def live_teacher(recipe: Recipe) -> "PreTrainedModel":
-    """The teacher's model, to be kept beside the student."""
+def live_teacher(recipe: Recipe, device: str | None = None) -> "PreTrainedModel":
+    """The teacher's model, to be kept beside the student; `device` None is where it runs."""
     from distill.runtime.hf import load_as
     from distill.stages._local_teacher import how_to_load
 
     assert recipe.teacher.kind == "hf"
     folder = local_folder(recipe.teacher.model, recipe.teacher.revision)
-    return load_as(folder, **how_to_load(recipe.teacher, folder)).requires_grad_(False)
+    return load_as(folder, device=device, **how_to_load(recipe.teacher, folder)).requires_grad_(False)
+
+
+def _outline_of_teacher(recipe: Recipe) -> Any:
+    """`live_teacher` without storage."""
+    from distill.runtime._outline import outline_of
+
+    assert recipe.teacher.kind == "hf"
+    return outline_of(local_folder(recipe.teacher.model, recipe.teacher.revision)).requires_grad_(False)
 
 
 def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
     """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
+    from distill.runtime._adapter_names import name_base
     from distill.runtime.bnb import dequantised_merge, quiet
 
     shutil.rmtree(folder, ignore_errors=True)
     if recipe.adapter.kind != "none":
         model.save_pretrained(folder / "adapter")
+        if recipe.student.kind == "pretrained":
+            name_base(folder / "adapter", recipe.student.model, recipe.student.revision)
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
     end, ends = cast(int, tokenizer.eos_token_id), model.generation_config.eos_token_id

@@ -27,11 +27,21 @@ class Pretrained:
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
         """The model with float32 weights, on the CPU. `tokenizer` and `seed` decide nothing here."""
         import torch
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            local_folder(self.model, self.revision), dtype=torch.float32, trust_remote_code=False
-        )
+        from distill.runtime._causal_lm import read_causal_lm
+
+        model = read_causal_lm(local_folder(self.model, self.revision), dtype=torch.float32)
+        if self.layers is not None:
+            keep_layers(model, self.layers)
+        return model
+
+    def outline(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+        """What `build` gives, with every tensor on torch's meta device: nothing but config.json is read."""
+        import torch
+
+        from distill.runtime._outline import outline_of
+
+        model = outline_of(local_folder(self.model, self.revision), dtype=torch.float32)
         if self.layers is not None:
             keep_layers(model, self.layers)
         return model

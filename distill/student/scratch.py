@@ -59,6 +59,18 @@ class Scratch:
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
         """The model with float32 weights drawn from `seed`, on the CPU."""
         import torch
+
+        torch.manual_seed(seed)
+        return self._llama(tokenizer)
+
+    def outline(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
+        """What `build` gives, with every tensor on torch's meta device."""
+        import torch
+
+        with torch.device("meta"):
+            return self._llama(tokenizer)
+
+    def _llama(self, tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
         from transformers import LlamaConfig, LlamaForCausalLM
 
         shape = self.config(len(tokenizer))
@@ -70,5 +82,4 @@ class Scratch:
             eos_token_id=special.eos_token_id,
             pad_token_id=special.pad_token_id,
         )
-        torch.manual_seed(seed)
         return LlamaForCausalLM(config).float()

@@ -19,16 +19,20 @@ def environment(**more: str) -> dict[str, str]:
     return {**there, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
-def torchrun(arguments: Sequence[str], cwd: Path, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    arguments: Sequence[str], cwd: Path, *, processes: int = 2, timeout: float = 240, **more: str
+) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node 2 …`, finished."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout)
 
 
-def alone(arguments: Sequence[str], cwd: Path, *, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def alone(
+    arguments: Sequence[str], cwd: Path, *, timeout: float = 240, **more: str
+) -> subprocess.CompletedProcess[str]:
     """One process, finished."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout)
 
 
 def pair(arguments: Sequence[str], cwd: Path, **more: str) -> list[subprocess.Popen[str]]:

@@ -123,15 +123,19 @@ def test_a_fault_of_one_process_alone_ends_all(tmp_path):
     assert not (tmp_path / "one" / "curve.json").exists()
 
 
-def test_an_interrupt_ends_all_with_130(finished, tmp_path, arguments):
-    forever = ["training.max_steps=100000", "training.save_steps=5", "until=train", "baselines=[]"]
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted."), (signal.SIGTERM, 143, "Ended by SIGTERM.")]
+)
+def test_an_interrupt_ends_all_with_its_code(finished, tmp_path, arguments, number, code, word):
+    own_student = f"training.learning_rate={number}e-5"
+    forever = [own_student, "training.max_steps=100000", "training.save_steps=5", "until=train", "baselines=[]"]
     running = pair([*DISTILL, *arguments, *forever], tmp_path, **the_store_of(finished))
-    until = time.monotonic() + 90
-    while not list(store_of(finished).rglob("checkpoint-*/complete")) and time.monotonic() < until:
+    before, until = set(store_of(finished).rglob("checkpoint-*/complete")), time.monotonic() + 90
+    while not set(store_of(finished).rglob("checkpoint-*/complete")) - before and time.monotonic() < until:
         time.sleep(0.1)
     for process in running:
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
     codes, said = ended(running)
-    assert codes == [130, 130]
-    assert said[0].count("Interrupted.") == 1
+    assert codes == [code, code]
+    assert said[0].count(word) == 1
     assert said[1] == ""

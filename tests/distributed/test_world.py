@@ -15,8 +15,6 @@ def test_one_process_alone_waits_for_nobody():
     ALONE.wait()
     ALONE.job_over()
     ALONE.leave(1)
-    with ALONE.leader_first():
-        pass
 
 
 def test_a_launcher_that_says_half_is_refused(monkeypatch):

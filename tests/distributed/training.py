@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from distill.loss.text import Text
 from distill.responses import TeacherResponses
 from distill.stages import _trainer
 from distill.stages._batches import plan_batches
+from distill.stages._loading import Source, read_student
 from distill.targets.sampled import SampledTargets
 from distill.targets.sampling import systematic_draws
 from distill.training import Training
@@ -106,6 +108,16 @@ STUDENTS = {
 }
 
 
+def source_of(build: Callable[[], Any]) -> Source:
+    """A model that is made and not read, as `student=scratch` is."""
+
+    def outline() -> Any:
+        with torch.device("meta"):
+            return build()
+
+    return Source(lambda device: build(), outline)
+
+
 def train_case(folder: Path, case: dict) -> None:
     """Trains; the leader leaves `curve.json` (the losses) beside the trainer's folder."""
     world = distributed.world()
@@ -121,8 +133,9 @@ def train_case(folder: Path, case: dict) -> None:
         _at(3, _fail)
     there = folder / case["folder"]
     there.mkdir(exist_ok=True)
+    teacher = source_of(lambda: llama(True, seed=5).requires_grad_(False)) if case.get("live") else None
     done = _trainer.train(
-        STUDENTS[case["student"]](),
+        read_student(source_of(STUDENTS[case["student"]]), training.sharding, world),
         rows,
         loss,
         training,
@@ -131,7 +144,7 @@ def train_case(folder: Path, case: dict) -> None:
         pad_id=0,
         folder=there / "trainer",
         label="test",
-        live_teacher=llama(True, seed=5).requires_grad_(False) if case.get("live") else None,
+        live_teacher=teacher.read("cpu") if teacher and world.size == 1 else teacher,
         together=world,
     )
     if world.leads:

@@ -284,6 +284,16 @@ def test_top_k_targets_cannot_be_tempered_again(store, tmp_path):
         trained(store, tmp_path / "a", loss=ForwardKl(kind="forward_kl", temperature=2.0), steps=1)
 
 
+def test_checkpointing_is_asked_for_by_the_name_that_transformers_has(store, tmp_path, recwarn):
+    model, plain = small_llama(), small_llama()
+    trained(store, tmp_path / "plain", model=plain)
+    trained(store, tmp_path / "checkpointing", model=model, gradient_checkpointing=True)
+    assert not [str(warning.message) for warning in recwarn if issubclass(warning.category, FutureWarning)]
+    assert model.is_activation_checkpointing and not plain.is_activation_checkpointing
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
 def test_the_head_is_never_called_and_a_frozen_one_gets_no_gradient(store, tmp_path, monkeypatch):
     model = small_llama()
     model.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("the head was called"))
