@@ -4,7 +4,9 @@ import os
 
 from distill.distributed import world
 from distill.errors import RecipeError
-from distill.recipe import Recipe
+from distill.hardware import hardware_of
+from distill.recipe import STAGES, Recipe
+from distill.training import Training
 
 
 def check_processes(recipe: Recipe) -> None:
@@ -13,16 +15,22 @@ def check_processes(recipe: Recipe) -> None:
     if size == 1:
         return
     _one_gpu_each()
+    check_division(recipe, size)
+
+
+def check_hardware(recipe: Recipe) -> None:
+    """Raises RecipeError, where the batch cannot be divided over one process for each device of `recipe.hardware`."""
+    size = hardware_of(recipe.hardware).count if recipe.hardware else 1
+    if size > 1 and STAGES.index(recipe.until) >= STAGES.index("train"):
+        _check_batch(recipe, size)
+
+
+def check_division(recipe: Recipe, size: int) -> None:
+    """Raises RecipeError, where `size` processes could not train this recipe together."""
+    if size == 1:
+        return
+    _check_batch(recipe, size)
     training = recipe.training
-    unit = size * training.gradient_accumulation_steps
-    if training.batch_size % unit:
-        below = training.batch_size // unit * unit
-        near = [f"training.batch_size={number}" for number in (below, below + unit) if number]
-        raise RecipeError(
-            f"training.batch_size={training.batch_size} cannot be divided over {size} processes with "
-            f"training.gradient_accumulation_steps={training.gradient_accumulation_steps}: it has to be a multiple of "
-            f"{unit}.\nUse {' or '.join(near)}, or another number of processes or accumulation steps."
-        )
     if training.on_policy:
         raise RecipeError(
             f"training.on_policy={training.on_policy} is not supported under {size} processes: the student's answers "
@@ -42,6 +50,31 @@ def check_processes(recipe: Recipe) -> None:
             f"(training.sharding=full); {given} speaks against both.\n"
             "Leave both out, or store the teacher's answers first: teacher.live=false."
         )
+
+
+def _check_batch(recipe: Recipe, size: int) -> None:
+    training = recipe.training
+    unit = size * training.gradient_accumulation_steps
+    if training.batch_size % unit == 0:
+        return
+    raise RecipeError(
+        f"training.batch_size={training.batch_size} cannot be divided over {size} processes with "
+        f"training.gradient_accumulation_steps={training.gradient_accumulation_steps}: it has to be a multiple of "
+        f"{unit}.\nUse {' or '.join(_dividing(training, size))}, or another number of processes."
+    )
+
+
+def _dividing(training: Training, size: int) -> list[str]:
+    """Overrides with which the batch can be divided: the batches next to its own, the accumulation next to its own."""
+    batch, steps = training.batch_size, training.gradient_accumulation_steps
+    fitting = [number for number in range(1, batch // size + 1) if batch % (size * number) == 0]
+    near = [min(fitting, key=lambda number: abs(number - steps))] if fitting else []
+    below = batch // (size * steps) * size * steps
+    batches = [number for number in (below, below + size * steps) if number]
+    return [
+        *(f"training.batch_size={number}" for number in batches),
+        *(f"training.gradient_accumulation_steps={number}" for number in near),
+    ]
 
 
 def _one_gpu_each() -> None:

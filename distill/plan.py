@@ -5,20 +5,27 @@ import json
 
 from distill._command import Parser, run_and_exit
 from distill.errors import RecipeError
+from distill.progress import console
 
-OWN = ("hardware", "price_per_gpu_hour")
+OWN = ("price_per_gpu_hour",)
 """Arguments in Hydra's form that are the plan's own."""
 EPILOG = """\
-hardware is a number and a device of the table, as in 8xh100-80gb or 64xa100-80gb (nodes have the usual number of
-devices); `cpu` is this machine's, cpu-64gb one of so much memory. Any other device is described in place:
-  hardware=4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4
-(bandwidth_gb: of its memory, link_gb: to its neighbours in one direction, both in GB a second; the last two may be left
-out). Without hardware=, the recipe's own counts, else this machine.
+hardware is a number and a device of the table, as in 8xh100-80gb or
+64xa100-80gb (nodes have the usual number of devices); `cpu` is this machine's,
+cpu-64gb one of so much memory. Any other device is described in place, quoted
+twice, for the shell and for Hydra, here as in a run:
+  "hardware='4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900'"
+link_gb=32, per_node=4 and host_gb=128 may follow, and may change a device of
+the table: "hardware='2xrtx4090-24gb:host_gb=128'". bandwidth_gb is of its
+memory, link_gb to its neighbours in one direction, both in GB a second;
+host_gb its share of its node's own memory. Without hardware=, the recipe's own
+counts, else this machine.
 
 examples
   python -m distill.plan recipe=llama65b_to_7b
-  python -m distill.plan recipe=llama65b_to_7b hardware=64xh100-80gb price_per_gpu_hour=2.5
-  python -m distill.plan recipe=my.yaml training.max_length=4096 adapter=lora --json
+  python -m distill.plan recipe=my.yaml training.max_length=4096 adapter=lora
+  python -m distill.plan recipe=llama65b_to_7b hardware=64xh100-80gb \\
+    price_per_gpu_hour=2.5 --json
 """
 
 
@@ -32,11 +39,14 @@ def _run(args: argparse.Namespace) -> int:
     from distill.recipe import parse
 
     own, overrides = _own(args.overrides)
-    recipe = parse(_hydra.compose(overrides, args.config_dir).config)
+    composed = _hydra.compose(overrides, args.config_dir)
+    for line in composed.dropped:
+        console().print(line, markup=False, emoji=False)
+    recipe = parse(composed.config)
     # last, as it loads torch
     from distill.planning import plan
 
-    made = plan(recipe, own.get("hardware"), _price(own.get("price_per_gpu_hour")))
+    made = plan(recipe, price_per_gpu_hour=_price(own.get("price_per_gpu_hour")))
     if args.json:
         print(json.dumps(made.as_dict(), indent=1))
     else:
@@ -51,7 +61,13 @@ def _own(typed: list[str]) -> tuple[dict[str, str], list[str]]:
     own = dict(
         text.lstrip("+").split("=", 1) for text in typed if text.lstrip("+").partition("=")[0] in OWN and "=" in text
     )
-    return own, [text for text in typed if text.lstrip("+").partition("=")[0] not in OWN]
+    return own, [_quoted(text) for text in typed if text.lstrip("+").partition("=")[0] not in OWN]
+
+
+def _quoted(text: str) -> str:
+    """A described hardware= as Hydra takes it, whether quoted or not; everything else as it stands."""
+    key, _, value = text.partition("=")
+    return f"{key}='{value}'" if key == "hardware" and "=" in value and value[0] not in "'\"" else text
 
 
 def _price(text: str | None) -> float | None:
@@ -67,7 +83,7 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         "distill.plan",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Says what a recipe needs and costs, stage by stage, before anything is downloaded.",
+        description="Says what a recipe needs and costs, stage by stage, before anything is\ndownloaded.",
         epilog=EPILOG,
     )
     parser.add_argument(

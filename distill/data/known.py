@@ -24,6 +24,13 @@ class DataSet:
     """Those that recipes use, the hub may have more. Class labels are "text": `data=local` reads their names."""
     characters_per_row: Mapping[str, float] = field(default_factory=dict)
     """Column → mean number of characters, as far as it is known; see `characters`."""
+    lengths: str = "as known"
+    """How far these are known, in words."""
+    longest_characters: Mapping[str, int] = field(default_factory=dict)
+    """Column → more characters than its longest row has, where that is little."""
+    generated_tokens: int | None = None
+    """Mean tokens of what an instruction-tuned model answers to a row, where it is not as long as the data's own: a
+    published figure, or our estimate. Thinking comes on top."""
     licence: str
     """As the hub tags it."""
     source: str
@@ -64,6 +71,10 @@ DATA_SETS: tuple[DataSet, ...] = (
         columns={"question": "text", "answer": "text"},
         # measured on the training file of the authors' repository
         characters_per_row={"question": 235, "answer": 287},
+        # five times the mean: our bound, its questions are short stories
+        longest_characters={"question": 1200, "answer": 1450},
+        # of Qwen2.5-14B-Instruct, step by step: arXiv:2502.12067, abstract
+        generated_tokens=313,
         licence="mit",
         source="Cobbe et al. 2021, arXiv:2110.14168; https://huggingface.co/datasets/openai/gsm8k",
         sample="gsm8k",
@@ -88,6 +99,8 @@ DATA_SETS: tuple[DataSet, ...] = (
         columns={"instruction": "text", "context": "text", "response": "text", "category": "text"},
         # the file has 13.1 MB; how these divide among the columns is our estimate
         characters_per_row={"instruction": 74, "context": 350, "response": 361, "category": 12},
+        # our estimate: chat models say about three times what Dolly's employees wrote
+        generated_tokens=250,
         licence="cc-by-sa-3.0",
         source="https://huggingface.co/datasets/databricks/databricks-dolly-15k. Two rows in three have no context.",
         sample="dolly",
@@ -107,6 +120,10 @@ DATA_SETS: tuple[DataSet, ...] = (
         hub_id="bigcode/self-oss-instruct-sc2-exec-filter-50k",
         splits={"train": 50661},
         columns={"instruction": "text", "response": "text"},
+        # our estimate from its makers' way of writing them: a task in two to five lines; words, a function, an example
+        characters_per_row={"instruction": 300, "response": 900},
+        lengths="estimated",
+        generated_tokens=350,
         licence="odc-by",
         source=(
             "https://huggingface.co/datasets/bigcode/self-oss-instruct-sc2-exec-filter-50k. Python; written by "

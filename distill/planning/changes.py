@@ -6,8 +6,10 @@ from typing import Any
 
 from distill.adapter.lora import Lora
 from distill.adapter.qlora import Qlora
-from distill.planning.hardware import Hardware
+from distill.family.known import published
+from distill.hardware import Hardware, typed
 from distill.planning.model import Model
+from distill.planning.teaching import copies_of
 from distill.recipe import Recipe
 from distill.teacher.vllm import Vllm
 
@@ -41,19 +43,24 @@ def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
         yield from cheap
     if hardware.count > 1 and recipe.training.sharding != "full" and recipe.adapter.kind != "qlora":
         yield from (_training(c, "training.sharding=full", sharding="full") for c in cheap)
-    if recipe.adapter.kind != "qlora":
-        yield from _more_devices(cheap[-1])
     yield from _shorter(cheap[-1])
     if recipe.adapter.kind == "none" and recipe.student.kind == "pretrained" and recipe.student.layers is None:
         yield cheap[-1].and_then("adapter=lora", replace(cheap[-1].recipe, adapter=Lora(kind="lora")))
     if recipe.adapter.kind != "qlora" and recipe.student.kind == "pretrained" and "lora" not in recipe.compression:
         yield cheap[-1].and_then("adapter=qlora", replace(cheap[-1].recipe, adapter=Qlora(kind="qlora")))
+    # what has to be bought comes last
+    if recipe.adapter.kind != "qlora":
+        yield from _more_devices(cheap[-1])
 
 
 def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[Change]:
     """Smaller batches, all GPUs of a node, four bits, the machine's memory, a tensor-parallel server, more GPUs."""
     teacher, start = recipe.teacher, Change((), recipe, hardware)
     if teacher.kind == "vllm":
+        if teacher.dtype == "bfloat16" and not hardware.device.has_bf16:
+            start = _teacher(start, "teacher.dtype=float16", dtype="float16")
+            yield start
+        yield from _less_parallel(start)
         yield from _more_parallel(start, model)
         return
     if teacher.kind != "hf":
@@ -81,6 +88,19 @@ def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[C
         yield from _more_of_a_node(spread[-1] if spread is not cheap else cheap[-1])
 
 
+def as_served(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[Change]:
+    """A teacher of transformers as vLLM's, over the devices that are there. Its targets are top_k then."""
+    teacher = recipe.teacher
+    if teacher.kind != "hf" or hardware.is_cpu or teacher.live or teacher.quantization != "none":
+        return
+    known = published(model.name)
+    if known is None or not known[0].vllm or teacher.targets not in {"auto", "top_k"}:
+        return
+    start = Change(("teacher=vllm",), replace(recipe, teacher=_as_served(teacher)), hardware)
+    yield start
+    yield from (change for change in _more_parallel(start, model) if change.hardware == hardware)
+
+
 def _accumulations(start: Change) -> Iterator[Change]:
     training, share = start.recipe.training, start.hardware.count
     for steps in range(training.gradient_accumulation_steps + 1, training.batch_size + 1):
@@ -95,7 +115,7 @@ def _more_devices(start: Change) -> Iterator[Change]:
         hardware = replace(start.hardware, count=count)
         recipe = start.recipe
         micro = recipe.training.batch_size // recipe.training.gradient_accumulation_steps
-        words = f"hardware={hardware}"
+        words = typed(str(hardware))
         if micro % count:
             steps = recipe.training.batch_size // count
             if not steps or recipe.training.batch_size % steps:
@@ -112,7 +132,24 @@ def _more_of_a_node(start: Change) -> Iterator[Change]:
     while count < start.hardware.device.per_node:
         count *= 2
         hardware = replace(start.hardware, count=count)
-        yield _teacher(start, f"teacher.device_map=auto hardware={hardware}", hardware, device_map="auto")
+        yield _teacher(start, f"teacher.device_map=auto {typed(str(hardware))}", hardware, device_map="auto")
+
+
+def _less_parallel(start: Change) -> Iterator[Change]:
+    """Where a copy asks for more devices than there are: as many as there are, then as many as it asks for."""
+    teacher: Any = start.recipe.teacher
+    count, tensor = start.hardware.count, teacher.tensor_parallel_size
+    copies = copies_of(teacher)
+    needed = tensor * teacher.pipeline_parallel_size * copies
+    if needed <= count:
+        return
+    if copies == 1:
+        size = max(size for size in range(1, count + 1) if tensor % size == 0)
+        words = f"teacher.tensor_parallel_size={size}"
+        words += " teacher.pipeline_parallel_size=1" if teacher.pipeline_parallel_size > 1 else ""
+        yield _teacher(start, words, tensor_parallel_size=size, pipeline_parallel_size=1)
+    hardware = replace(start.hardware, count=needed)
+    yield start.and_then(typed(str(hardware)), start.recipe, hardware)
 
 
 def _more_parallel(start: Change, model: Model) -> Iterator[Change]:
@@ -121,21 +158,22 @@ def _more_parallel(start: Change, model: Model) -> Iterator[Change]:
     while size < MOST_DEVICES and model.heads % (2 * size) == 0 and 2 * size <= start.hardware.device.per_node:
         size *= 2
         hardware = replace(start.hardware, count=max(count, size * teacher.pipeline_parallel_size))
-        more = f" hardware={hardware}" if hardware.count > count else ""
+        more = f" {typed(str(hardware))}" if hardware.count > count else ""
         yield _teacher(start, f"teacher.tensor_parallel_size={size}{more}", hardware, tensor_parallel_size=size)
     stages = teacher.pipeline_parallel_size
     while stages < 16:
         stages *= 2
         hardware = replace(start.hardware, count=max(count, size * stages))
-        more = f" hardware={hardware}" if hardware.count > count else ""
+        more = f" {typed(str(hardware))}" if hardware.count > count else ""
         words = f"teacher.tensor_parallel_size={size} teacher.pipeline_parallel_size={stages}{more}"
         yield _teacher(start, words, hardware, tensor_parallel_size=size, pipeline_parallel_size=stages)
 
 
 def _shorter(start: Change) -> Iterator[Change]:
     length = start.recipe.training.max_length
-    while length > SHORTEST:
-        length //= 2
+    least = max(SHORTEST, length // 4)  # what is left of a row that is cut further teaches something else
+    while length > least:
+        length = max(least, length // 2)
         yield _training(start, f"training.max_length={length}", max_length=length)
 
 

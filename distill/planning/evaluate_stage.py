@@ -4,87 +4,90 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from distill.planning import rates
-from distill.planning.changes import for_teaching
-from distill.planning.memory import FLOAT32, Memory
+from distill.planning.changes import Change, for_teaching
+from distill.planning.evaluating import (
+    BATCH,
+    asked_prompts,
+    evaluating_need,
+    longest_asked,
+    scored,
+    teaching_beside,
+)
 from distill.planning.model import Model
-from distill.planning.placement import DISK_RATE, Placement, placed
+from distill.planning.placement import DISK_RATE
 from distill.planning.result import Stage
-from distill.planning.site import Site, size_of
-from distill.planning.teaching import of_reader
-from distill.planning.weights import dtype_of
+from distill.planning.site import Site, fits, size_of
 
-BATCH = 128
-Scored = tuple[Model, Placement, str]
-"""A model, where its weights lie, their dtype."""
+FEWER_ROWS = (64, 32)
+"""Of an evaluation that does not fit; with fewer it says little."""
 
 
 def evaluate(site: Site) -> list[Stage]:
     recipe, student = site.recipe, site.facts.student
     students = 1 + len(recipe.baselines) + sum(c.runtime == "transformers" for c in recipe.compression.values())
-    _, *teachers = _scored(site)
+    _, *teachers = scored(site)
     with_teacher = [of for of, *_ in teachers]
     layout = "".join(f"; teacher: {where}" for _, where, _ in teachers)
-    asked, prompt = _asked(site), min(site.volume.prompt, _longest_prompt(site))
+    asked, prompt = asked_prompts(site), min(site.volume.prompt, longest_asked(site))
     tokens = asked * (prompt + recipe.evaluation.max_new_tokens) + recipe.evaluation.positions
     return [
         site.finished(
             "evaluate",
             f"{students} of {size_of(student)}" + "".join(f", the teacher of {size_of(of)}" for of in with_teacher),
             f"one process{layout}",
-            lambda recipe, hardware: _need(replace(site, recipe=recipe, hardware=hardware)),
-            for_teaching(recipe, site.hardware, with_teacher[0]) if with_teacher else iter(()),
+            lambda recipe, hardware: evaluating_need(replace(site, recipe=recipe, hardware=hardware)),
+            _changes(site, with_teacher[0] if with_teacher else None),
             lambda recipe, hardware: _work(replace(site, recipe=recipe, hardware=hardware), students),
+            beside=teaching_beside(site),
             tokens=(students + len(with_teacher)) * tokens,
         )
     ]
 
 
-def _scored(site: Site) -> Iterator[Scored]:
-    """The student, and a teacher whose weights are loaded here: a served one is not scored."""
-    student, teacher = site.facts.student, site.recipe.teacher
-    yield student, Placement(FLOAT32 * student.parameters, 0.0, 1), "float32"
-    _, model = site.facts.teachers.get("teach", (None, None))
-    if teacher.kind == "hf" and model is not None:
-        yield model, placed(teacher, model, site.hardware), dtype_of(teacher, model)
+def _changes(site: Site, teacher: Model | None) -> Iterator[Change]:
+    """What alters the teacher, then fewer rows at once, which are fewer in all; what has to be bought comes last."""
+    altered = list(_teachers_changes(site, teacher)) if teacher else []
+    yield from (change for change in altered if change.hardware == site.hardware)
+    start = Change((), site.recipe, site.hardware)
+    quantised = [change for change in altered if change.words == ("teacher.quantization=nf4",)]
+    for change in (start, *quantised):
+        yield from (_fewer_rows(change, rows) for rows in FEWER_ROWS if rows < min(BATCH, asked_prompts(site)))
+    yield from (change for change in altered if change.hardware != site.hardware)
 
 
-def _need(site: Site) -> Memory:
-    evaluation, memories = site.recipe.evaluation, []
-    positions = site.facts.student.positions or 1 << 30
-    for model, where, dtype in _scored(site):
-        memory = of_reader(
-            model,
-            where,
-            dtype,
-            site.hardware,
-            length=min(site.volume.longest(site.recipe.training.max_length), positions),
-            positions=evaluation.positions,
-            rows=min(BATCH, max(1, _asked(site))),
-            new_tokens=evaluation.max_new_tokens,
-            prompt=_longest_prompt(site),
-        )
-        memories.append(replace(memory, moment=f"{size_of(model)}: {memory.moment}"))
-    return max(memories, key=lambda memory: memory.total)
+def _teachers_changes(site: Site, teacher: Model) -> Iterator[Change]:
+    """As for teaching. The rows that it is asked at once alter nothing here, but may have to be fewer there."""
+    beside = teaching_beside(site)
+    alone = beside is None or fits(beside(site.recipe, site.hardware), site.hardware)
+    for change in for_teaching(site.recipe, site.hardware, teacher):
+        if not alone or not any(word.startswith("teacher.batch_size=") for word in change.words):
+            yield change
+
+
+def _fewer_rows(start: Change, rows: int) -> Change:
+    evaluation = replace(start.recipe.evaluation, rows=rows)
+    return start.and_then(f"evaluation.rows={rows}", replace(start.recipe, evaluation=evaluation))
 
 
 def _work(site: Site, students: int) -> rates.Work:
     evaluation, one, work = site.recipe.evaluation, replace(site.hardware, count=1), rates.NOTHING
     length = min(site.volume.longest(site.recipe.training.max_length), site.facts.student.positions or 1 << 30)
-    for model, where, _ in _scored(site):
+    for model, where, dtype in scored(site):
         weights = where.on_device * where.devices + where.on_host
         wrote = rates.writing(
             model,
-            _asked(site),
-            min(site.volume.prompt, _longest_prompt(site)),
+            asked_prompts(site),
+            min(site.volume.prompt, longest_asked(site)),
             evaluation.max_new_tokens,
             one,
             at_once=BATCH,
             devices=1,
             weight_bytes=weights,
             engine="transformers",
+            dtype=dtype,
             fetching=where.seconds_per_pass,
         )
-        read = rates.reading(model, 2 * evaluation.positions, length, one, 1)
+        read = rates.reading(model, 2 * evaluation.positions, length, one, 1, dtype=dtype)
         times = students if model is site.facts.student else 1
         work = rates.Work(
             work.flops + times * (wrote.flops + read.flops),
@@ -92,14 +95,3 @@ def _work(site: Site, students: int) -> rates.Work:
             wrote.bound,
         )
     return work
-
-
-def _asked(site: Site) -> int:
-    """Prompts that each model answers."""
-    evaluation, there = site.recipe.evaluation, site.volume.evaluation_rows
-    return min(evaluation.samples if evaluation.kind == "bits_per_byte" else evaluation.rows or there, there)
-
-
-def _longest_prompt(site: Site) -> int:
-    room = (site.facts.student.positions or 1 << 30) - site.recipe.evaluation.max_new_tokens
-    return max(1, min(site.volume.longest_prompt, room))

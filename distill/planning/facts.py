@@ -99,8 +99,11 @@ def _layers_key(config: dict[str, Any]) -> str:
 
 
 def bytes_to_download(model: Model) -> float:
-    """Of a published checkpoint: its parameters in the dtype that they are stored in; 0 where it lies here."""
-    return 0.0 if model.on_disk else float(model.stored_bytes)
+    """Of a published checkpoint: all that it stores, which may be more than what is loaded; 0 where it lies here."""
+    if model.on_disk:
+        return 0.0
+    known = published(model.name)
+    return float(model.stored_bytes + (known[1].not_loaded * BYTES[model.stored] if known else 0))
 
 
 def bytes_to_convert(model: Model) -> float:

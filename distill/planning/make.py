@@ -1,23 +1,26 @@
 """plan(): a recipe and its hardware → a Plan. Reads configurations and local data; downloads no weights."""
 
+from distill._process_checks import check_division
+from distill.devices import CPU_BANDWIDTH, CPU_FLOPS
 from distill.errors import RecipeError
+from distill.hardware import Hardware, hardware_of, typed
 from distill.planning import rates
 from distill.planning.facts import Facts, bytes_to_convert, bytes_to_download, facts_of
-from distill.planning.hardware import Hardware, hardware_of
-from distill.planning.memory import ADAM, FLOAT32, trained
+from distill.planning.memory import ADAM, FLOAT32, processes, trained
 from distill.planning.package_stages import package_bytes
 from distill.planning.result import Download, Plan
 from distill.planning.site import Site
 from distill.planning.stages import stages_of
 from distill.planning.store_size import store_bytes
-from distill.recipe import Recipe
+from distill.planning.weights import dtype_of
+from distill.recipe import STAGES, Recipe
 
 
 def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float | None = None) -> Plan:
     """What `recipe` needs on `hardware`: None takes the recipe's own, else this machine.
 
     Args:
-        hardware: such as "8xh100-80gb"; see `distill.planning.hardware`.
+        hardware: such as "8xh100-80gb"; see `distill.hardware`.
         price_per_gpu_hour: of one device for an hour, in any currency.
 
     Raises:
@@ -49,9 +52,27 @@ def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float 
         store_bytes=stored,
         disk_bytes=sum(d.bytes for d in fetched) + sum(converted.values()) + stored + _on_disk(recipe, facts, on),
         price_per_gpu_hour=price_per_gpu_hour,
-        assumptions=(*facts.notes, *facts.volume.notes, *_converted(converted), *_assumed(recipe, on)),
+        assumptions=(
+            *facts.notes,
+            *facts.volume.notes,
+            *_converted(converted),
+            *_slow_dtypes(facts, on),
+            *_assumed(recipe, on),
+        ),
         licence=_licence(recipe),
+        refused=_refused(recipe, on),
     )
+
+
+def _refused(recipe: Recipe, hardware: Hardware) -> str | None:
+    """What `distill._process_checks` would say to one process for each device; None where nothing is trained."""
+    if STAGES.index(recipe.until) < STAGES.index("train"):
+        return None
+    try:
+        check_division(recipe, processes(hardware))
+    except RecipeError as error:
+        return str(error).replace("\n", " ")
+    return None
 
 
 def _converted(sizes: dict[str, float]) -> list[str]:
@@ -59,6 +80,20 @@ def _converted(sizes: dict[str, float]) -> list[str]:
         return []
     said = ", ".join(f"{name} ({size / 1e9:,.3g} GB)" for name, size in sizes.items())
     return [f"disk: the hub has {said} as .bin alone; written as much again as safetensors, and both stay."]
+
+
+def _slow_dtypes(facts: Facts, hardware: Hardware) -> list[str]:
+    """Teachers of transformers whose weights are in bfloat16, on a device that cannot multiply it."""
+    if hardware.device.has_bf16 or hardware.is_cpu:
+        return []
+    device = hardware.device
+    slower = device.bf16_flops / device.float32_flops
+    return [
+        f"{stage}: {device.name} does not multiply bfloat16 in hardware; its products are planned at float32's "
+        f"rate. teacher.dtype=float16 is {slower:.0f} times as fast, where the model's numbers fit its range."
+        for stage, (one, model) in facts.teachers.items()
+        if model and one.kind == "hf" and dtype_of(one, model) == "bfloat16"
+    ]
 
 
 def _stored(recipe: Recipe, facts: Facts) -> float:
@@ -79,7 +114,8 @@ def _assumed(recipe: Recipe, hardware: Hardware) -> list[str]:
     """What the figures rest on, one line each."""
     if hardware.is_cpu:
         lines = [
-            "speed: 0.06 TFLOP/s for each core and 20 GB/s of memory are assumed for a CPU; times are rough.",
+            f"speed: {CPU_FLOPS / 1e12:g} TFLOP/s for each of {hardware.device.bf16_flops / CPU_FLOPS:.0f} cores (this "
+            f"machine's) and {CPU_BANDWIDTH / 1e9:g} GB/s of memory are assumed for a CPU; times are rough.",
             "memory: what torch holds, with MALLOC_MMAP_THRESHOLD_=1048576 set; else glibc keeps 10 to 70 % more.",
         ]
     else:
@@ -87,9 +123,14 @@ def _assumed(recipe: Recipe, hardware: Hardware) -> list[str]:
             f"speed: {rates.TRAINING_SHARE:.0%} of the bf16 peak in training, {rates.READING_SHARE:.0%} in reading, "
             f"{rates.BANDWIDTH_SHARE:.0%} of the memory's bandwidth in writing.",
             "memory: 1.5 GB of each GPU for CUDA, NCCL and what the allocator cannot use; "
-            f"{hardware.host_bytes / 1e9:,.0f} GB of a node's own memory (hardware={hardware.count}x"
-            f"{hardware.device.name}:host_gb=… says another for each GPU).",
+            f"{hardware.host_bytes / 1e9:,.0f} GB of a node's own memory "
+            f"({typed(f'{hardware.count}x{hardware.device.name}:host_gb=…')} says another for each GPU).",
         ]
+    if hardware.nodes > 1:
+        lines.append(
+            f"links: {hardware.link_bandwidth / 1e9:g} GB/s for each device between {hardware.nodes} nodes, as such "
+            "nodes usually have (net_gb= in a description says another)."
+        )
     if hardware.count > 1 and not hardware.is_cpu:
         lines.append(
             f"training: one process for each GPU (torchrun --nproc-per-node {hardware.per_node}"

@@ -7,8 +7,8 @@ gradients, autocast's 16-bit copies, activations by `activations`, and the fused
 from dataclasses import dataclass, fields
 from typing import Any
 
+from distill.hardware import Hardware
 from distill.planning.activations import Activations, Pass, of_training
-from distill.planning.hardware import Hardware
 from distill.planning.model import Model
 from distill.planning.volume import Volume
 from distill.recipe import Recipe
@@ -43,6 +43,8 @@ class Memory:
     """That wait in the node's own memory, and are fetched by each pass."""
     host_rest: float = 0.0
     """What else lies in the node's own memory."""
+    lacks: str = ""
+    """What keeps it from running here, however little it takes."""
 
     @property
     def total(self) -> float:
@@ -144,7 +146,7 @@ def of_student(
     made = of_training(student.config, student.layers, how)
     loss, loss_back = _loss(recipe, student, rows * length, hardware, kind=kind, bf16=bf16)
     live = live or Memory()
-    held = {
+    held: dict[str, Any] = {
         "weights": of.weight_bytes / of.shards + _gathered(student, of, bf16=bf16) + live.weights,
         "optimizer": ADAM * of.parameters / of.shards,
         "process": process_bytes(hardware, trains=True),

@@ -129,8 +129,7 @@ def _counted(name: str, config: str) -> dict[str, Any]:
 
 
 def _windows(text: Any) -> tuple[int | None, ...]:
-    kinds = getattr(text, "layer_types", None) or [""] * text.num_hidden_layers
+    """As transformers' cache reads them: by layer, else one window for all. GPT-Neo's local layers keep everything."""
     window = getattr(text, "sliding_window", None)
-    if getattr(text, "attention_layers", None):  # GPT-Neo
-        return tuple(text.window_size if kind == "local" else None for kind in text.attention_layers)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
     return tuple(window if "sliding" in kind else None for kind in kinds)

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from distill.adapter.qlora import Qlora
+from distill.hardware import Hardware
 from distill.planning import rates
 from distill.planning.changes import for_training
-from distill.planning.hardware import Hardware
 from distill.planning.memory import FLOAT32, Memory, of_student, process_bytes
 from distill.planning.model import Model
 from distill.planning.placement import DISK_RATE, Placement
@@ -126,7 +126,7 @@ def verify(site: Site) -> list[Stage]:
         return replace(memory, moment="the student in float32")
 
     models = 1 + len(packages)
-    read = rates.reading(student, models * VERIFIED_ROWS * length, length, hardware, 1)
+    read = rates.reading(student, models * VERIFIED_ROWS * length, length, hardware, 1, dtype="float32")
     seconds = read.seconds + (FLOAT32 * student.parameters * models) / DISK_RATE
     return [
         site.finished(

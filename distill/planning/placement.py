@@ -6,8 +6,8 @@ memory, from where each pass over the model fetches it.
 
 from dataclasses import dataclass
 
-from distill.planning.devices import HOST_LINK
-from distill.planning.hardware import Hardware
+from distill.devices import HOST_LINK
+from distill.hardware import Hardware
 from distill.planning.memory import process_bytes
 from distill.planning.model import BYTES, Model
 from distill.planning.weights import dtype_of, local_bytes

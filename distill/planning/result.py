@@ -20,6 +20,8 @@ class Remedy:
     """Of the stage, afterwards."""
     offloads: bool
     """Whether weights wait in the machine's memory."""
+    note: str = ""
+    """What else is not the same then."""
 
     def __str__(self) -> str:
         where = f", {self.host_bytes / 1e9:.3g} GB in the machine's memory" if self.offloads else ""
@@ -51,10 +53,13 @@ class Stage:
     """What its speed is bounded by."""
     disk_bytes: float
     """That it leaves in the store of artifacts."""
+    faster: Remedy | None = None
+    """Where devices wait for it: what gives them work, and less time than now."""
 
     @property
     def fits(self) -> bool:
-        return self.memory.total <= self.available_bytes and self.memory.host <= self.host_available_bytes
+        held = self.memory.total <= self.available_bytes and self.memory.host <= self.host_available_bytes
+        return held and not self.memory.lacks
 
     @property
     def said(self) -> str:
@@ -62,10 +67,21 @@ class Stage:
         return f"{self._needs}: {'fits' if self.fits else 'does not fit'}{self._advice}"
 
     @property
+    def hurried(self) -> str | None:
+        """What would make it faster, in one sentence; None where nothing of ours does."""
+        if self.faster is None:
+            return None
+        then = f"{spoken_time(self.faster.seconds)} instead of {spoken_time(self.seconds)}"
+        note = f"; {self.faster.note}" if self.faster.note else ""
+        return f"{self.name} leaves devices waiting; faster: {self.faster.overrides} ({then}{note})"
+
+    @property
     def _needs(self) -> str:
         there = f"{self.available_bytes / 1e9:.3g} GB"
         memory = self.memory
         largest = getattr(memory, memory.largest.replace(" ", "_"))
+        if memory.lacks:
+            return f"{self.name}: {memory.lacks}"
         if largest > self.available_bytes:
             needs = f"{self.name} needs {largest / 1e9:.3g} GB for {memory.largest}"
         else:
@@ -114,6 +130,8 @@ class Plan:
     price_per_gpu_hour: float | None
     assumptions: tuple[str, ...]
     licence: tuple[str, ...]
+    refused: str | None = None
+    """Why a run with one process for each device would not start, and what to change; None where it would."""
 
     @property
     def fits(self) -> bool:
@@ -138,11 +156,15 @@ class Plan:
 
     @property
     def verdict(self) -> str:
-        """One sentence: what does not fit and the smallest change; or that everything fits, and the cost."""
+        """What is refused; or what does not fit and the smallest change; or that everything fits, and the cost."""
+        if self.refused:
+            return f"{self.hardware}: one process for each of the {self.devices} devices is refused. {self.refused}"
         wrong = [stage for stage in self.stages if not stage.fits]
         if wrong:
             more = f" (and {', '.join(stage.name for stage in wrong[1:])})" if len(wrong) > 1 else ""
             return f"{self.hardware}: {wrong[0].said}{more}."
+        if not self.stages:
+            return f"{self.hardware}: nothing to load: until=teach ends here, and no teacher is asked on this hardware."
         fullest = max(self.stages, key=lambda stage: stage.memory.total)
         cost = f"about {spoken_time(self.hours * 3600)}"
         if self.nodes > 1 or self.hours >= 1:

@@ -1,4 +1,4 @@
-"""The plan as tables in a terminal, readable at 100 columns."""
+"""The plan as tables in a terminal, readable at 80 columns."""
 
 import textwrap
 
@@ -10,6 +10,8 @@ from distill._command import output
 from distill.planning.result import Plan, spoken_time
 
 WIDTH = 100
+LEAST_WIDTH = 12
+"""Of a column of sentences: no word of theirs is longer."""
 PARTS = ("weights", "optimizer", "gradients", "activations", "logits", "kv_cache", "process")
 HEADS = ("weights", "AdamW", "grad.", "activ.", "logits", "KV", "rest")
 
@@ -23,8 +25,9 @@ def show(plan: Plan, console: Console | None = None) -> None:
         f"[bold]{plan.recipe}[/bold] on {plan.hardware}{size}: {teacher}student {_count(plan.student_parameters)} "
         f"parameters, {plan.rows:,} rows"
     )
-    out.print(_memory(plan))
-    out.print(_time(plan))
+    if plan.stages:
+        out.print(_memory(plan, out.width))
+        out.print(_time(plan))
     out.print(_disk(plan))
     for title, lines in (("Assumed", plan.assumptions), ("Licence", plan.licence)):
         for line in lines:
@@ -34,13 +37,17 @@ def show(plan: Plan, console: Console | None = None) -> None:
             _say(out, f"{stage.said}.", "red")
         elif stage.memory.offloads:
             _say(out, f"{stage.said}.", "yellow")
-    _say(out, plan.verdict, "bold green" if plan.fits else "bold red")
+        if stage.hurried:
+            _say(out, f"{stage.hurried}.", "yellow")
+    _say(out, plan.verdict, "bold green" if plan.fits and not plan.refused else "bold red")
 
 
-def _memory(plan: Plan) -> Table:
+def _memory(plan: Plan, width: int) -> Table:
     host = any(stage.memory.host for stage in plan.stages)
     beside = ("host",) if host else ()
-    table = _table("GB on the fullest device", "stage", *HEADS, "sum", "there", *beside, "fits")
+    # twelve columns: two spaces less between them is what 80 columns take
+    heads = ("stage", *HEADS, "sum", "there", *beside, "fits")
+    table = _table("GB on the fullest device", *heads, gap=0 if width < WIDTH else 1)
     for stage in plan.stages:
         parts = [_gb(getattr(stage.memory, part)) for part in PARTS]
         fits = "[green]yes[/green]" if stage.fits else "[red]NO[/red]"
@@ -62,7 +69,8 @@ def _time(plan: Plan) -> Table:
             hours,
             stage.bound,
         )
-    table.columns[1].justify = table.columns[5].justify = "left"
+    for sentences in (table.columns[1], table.columns[5]):
+        sentences.justify, sentences.no_wrap, sentences.min_width = "left", False, LEAST_WIDTH
     return table
 
 
@@ -75,10 +83,11 @@ def _disk(plan: Plan) -> str:
     return "\n".join([*lines, total])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+def _table(title: str, *columns: str, gap: int = 1) -> Table:
+    """Columns whose figures are never broken; `gap`: spaces on each side."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap))
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0)
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold", no_wrap=True)
     return table
 
 

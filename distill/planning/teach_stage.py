@@ -3,19 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+from distill.hardware import Hardware
 from distill.planning import rates
-from distill.planning.changes import for_teaching
-from distill.planning.hardware import Hardware
-from distill.planning.memory import Memory
-from distill.planning.model import BYTES, Model
+from distill.planning.changes import as_served, for_teaching
+from distill.planning.evaluating import evaluating_beside
+from distill.planning.model import Model
 from distill.planning.placement import placed
-from distill.planning.result import Stage
-from distill.planning.site import Site, asked_rows, size_of
+from distill.planning.result import Remedy, Stage
+from distill.planning.site import Site, asked_rows, fits, size_of
 from distill.planning.store_size import store_bytes
-from distill.planning.teaching import of_local, of_served, rows_in_flight
-from distill.planning.volume import Volume
-from distill.planning.weights import local_bytes
-from distill.recipe import Recipe
+from distill.planning.teaching import copies_of, rows_in_flight, served_bytes, served_dtype, teaching_need
+from distill.planning.weights import dtype_of, local_bytes
 
 
 def teach(site: Site) -> list[Stage]:
@@ -42,24 +40,30 @@ def teach(site: Site) -> list[Stage]:
                 lambda recipe, hardware, model=model: teaching_work(
                     replace(site, recipe=recipe, hardware=hardware), recipe.teacher, model
                 ),
+                beside=None if name != "teach" else evaluating_beside(site),
                 tokens=asked_rows(site) * (site.volume.prompt + site.volume.answer),
                 disk_bytes=disk,
             )
         )
+        stages[-1] = replace(stages[-1], faster=_faster(own, model, stages[-1]))
     return stages
 
 
-def teaching_need(recipe: Recipe, hardware: Hardware, model: Model, volume: Volume) -> Memory:
-    """Of the recipe's one teacher."""
-    teacher: Any = recipe.teacher
-    context = min(model.positions or 1 << 30, getattr(teacher, "max_model_len", None) or 1 << 30)
-    prompt = min(volume.longest_prompt, context)
-    length = min(volume.whole, context)
-    if teacher.kind == "vllm":
-        return of_served(teacher, model, hardware, length=length)
-    targets = recipe.target_kind is not None and not recipe.live
-    generates = teacher.responses == "generate" and not (teacher.keep_answers and volume.labelled == 1)
-    return of_local(teacher, model, hardware, prompt=prompt, length=length, generates=generates, targets=targets)
+def _faster(site: Site, model: Model, stage: Stage) -> Remedy | None:
+    """vLLM over all devices, where transformers leaves some waiting; None where that takes as long or does not fit."""
+    if site.hardware.count == 1:
+        return None
+    found: list[Remedy] = []
+    for change in as_served(site.recipe, site.hardware, model):
+        memory = teaching_need(change.recipe, change.hardware, model, site.volume)
+        if not fits(memory, site.hardware):
+            continue
+        seconds = teaching_work(replace(site, recipe=change.recipe), change.recipe.teacher, model).seconds
+        before, after = site.recipe.target_kind, change.recipe.target_kind
+        note = f"{after} targets instead of {before}" if after != before else ""
+        found.append(Remedy(" ".join(change.words), memory.total, memory.host, seconds, False, note))
+    best = min(found, key=lambda remedy: remedy.seconds, default=None)
+    return best if best and best.seconds < stage.seconds else None
 
 
 def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
@@ -70,10 +74,10 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
     devices = min(hardware.count, teacher.tensor_parallel_size * teacher.pipeline_parallel_size) if served else 1
     replicas = replicas_of(teacher, hardware)
     fetching = 0.0 if served else placed(teacher, model, hardware).seconds_per_pass
+    dtype = served_dtype(teacher, model, hardware) if served else dtype_of(teacher, model)
     work = rates.NOTHING
     if teacher.responses == "generate":
         asked = rows * (1 - volume.labelled) if teacher.keep_answers else rows
-        dtype = BYTES[model.stored if teacher.dtype == "auto" else teacher.dtype]
         flight = rows_in_flight(teacher, model, hardware, round(length) + 1) if served else teacher.batch_size
         at_once = min(teacher.concurrency / replicas, flight) if served else teacher.batch_size
         work = rates.writing(
@@ -84,14 +88,17 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
             hardware,
             at_once=at_once,
             devices=devices,
-            weight_bytes=model.parameters * dtype if served else local_bytes(teacher, model),
+            weight_bytes=served_bytes(teacher, model) if served else local_bytes(teacher, model),
             engine="vllm" if served else "transformers",
+            dtype=dtype,
+            longest=None if served else rates.longest_of(at_once, volume.answer, volume.longest_answer),
             fetching=fetching,
         )
         work = replace(work, flops=work.flops * replicas)
     if site.recipe.target_kind is not None and not site.recipe.live:
-        fetched = rows / teacher.batch_size * fetching if fetching else 0.0
-        read = rates.reading(model, rows * length, length, hardware, devices * replicas)
+        batches = 0.0 if served else rows / teacher.batch_size
+        fetched = batches * fetching
+        read = rates.reading(model, rows * length, length, hardware, devices * replicas, dtype=dtype, passes=batches)
         bound = work.bound or ("fetching weights" if fetched > read.seconds else read.bound)
         work = rates.Work(work.flops + read.flops, work.seconds + read.seconds + fetched, bound)
     idle = hardware.count - devices * replicas
@@ -99,16 +106,11 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
 
 
 def replicas_of(teacher: Any, hardware: Hardware) -> int:
-    """Copies of a served teacher that answer beside each other: vLLM's --data-parallel-size."""
+    """Copies of a served teacher that answer beside each other and have devices."""
     if teacher.kind != "vllm":
         return 1
-    words = [word.replace("=", " ").split() for word in teacher.extra_arguments]
-    flat = [part for word in words for part in word]
-    found = [
-        flat[i + 1] for i, word in enumerate(flat[:-1]) if word.lstrip("-").replace("_", "-") == "data-parallel-size"
-    ]
     room = hardware.count // (teacher.tensor_parallel_size * teacher.pipeline_parallel_size)
-    return max(1, min(room, int(found[0]) if found and found[0].isdigit() else 1))
+    return max(1, min(room, copies_of(teacher)))
 
 
 def _teachers_layout(teacher: Any, model: Model, hardware: Hardware) -> str:

@@ -3,15 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
+from distill.hardware import Hardware
 from distill.planning import rates
 from distill.planning.changes import for_training
-from distill.planning.hardware import Hardware
 from distill.planning.memory import FLOAT32, Memory, computes_bf16, micro_rows, of_student, trained
 from distill.planning.model import BYTES, Model
 from distill.planning.result import Stage
 from distill.planning.site import Site, asked_rows, size_of
 from distill.planning.teaching import of_local
 from distill.planning.volume import Volume
+from distill.planning.weights import dtype_of
 from distill.recipe import Recipe
 
 
@@ -75,7 +76,9 @@ def training_work(site: Site, live: Model | None) -> tuple[float, float, rates.W
         bf16=bf16,
     )
     if live is not None:
-        read = rates.reading(live, tokens, length, hardware, busy)
+        passes = steps * training.gradient_accumulation_steps
+        dtype = dtype_of(recipe.teacher, live) if recipe.teacher.kind == "hf" else "bfloat16"
+        read = rates.reading(live, tokens, length, hardware, busy, dtype=dtype, passes=passes)
         work = rates.Work(work.flops + read.flops, work.seconds + read.seconds, work.bound)
     return steps, tokens, work
 

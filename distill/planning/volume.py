@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from distill._teacher_checks import is_meant_as_file
+from distill.data._prompt import fields_of
 from distill.data.known import DataSet, data_set
 from distill.data.local import parse_slice
+from distill.errors import DataError
 from distill.example import Example
+from distill.planning.answers import answers_of
 from distill.recipe import Recipe
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -20,6 +24,10 @@ LEAST_LONGEST = 2048
 """Tokens of the longest row of a data set that is not read, where training.max_length is not more."""
 LARGEST_FILE = 500_000_000
 PAD_TO = 8
+NO_PROMPT = 1
+"""Plain text is asked nothing: the token that begins a text, at most."""
+TEMPLATE = 40
+"""Tokens that a chat template adds to a prompt, a system's turn included."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ def volume_of(recipe: Recipe) -> Volume:
         found = _counted(recipe)
     else:
         known = data_set(path)
+        if known is None and not Path(path).exists() and is_meant_as_file(path):
+            raise DataError(f"data.path={path}: no such file. It takes a file, or a data set's id on the hub.")
         found = _of_known(recipe, known) if known else _unknown(recipe, path)
     return _as_answered(recipe, found)
 
@@ -143,16 +153,32 @@ def _of_known(recipe: Recipe, known: DataSet) -> Volume:
         evaluation = of.splits.get(data.eval_split, ROWS_UNKNOWN)
     left = len(range(rows - held_out)[parse_slice(data.rows)])
     prompt, answer = _characters(data, known)
-    exact = "as known" if known.characters_per_row else "guessed from a sample of ours"
+    exact = known.lengths if known.characters_per_row else "guessed from a sample of ours"
     limit = max(recipe.training.max_length, LEAST_LONGEST)
+    longest = _longest(data, known, limit)
     note = (
         f"data: {left:,} rows of {known.hub_id} [{data.split}], lengths {exact}, "
-        f"{CHARACTERS_PER_TOKEN:g} characters for a token, the longest row of {limit}."
+        f"{CHARACTERS_PER_TOKEN:g} characters for a token, the longest row of {min(sum(longest), limit)}."
     )
     labelled = 1.0 if data.labelled_rows is None else min(1.0, data.labelled_rows / max(left, 1))
     tokens = [characters / CHARACTERS_PER_TOKEN for characters in (prompt, answer)]
     evaluation = min(evaluation, data.evaluation_rows or evaluation)
-    return Volume(left, tokens[0], tokens[1], limit, limit, evaluation, labelled if answer else 0.0, (note,))
+    share = labelled if answer else 0.0
+    return Volume(left, tokens[0], tokens[1], *longest, evaluation, share, (note,), longest_row=limit)
+
+
+def _longest(data: Any, known: DataSet, limit: int) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest answer; `limit` where nothing is known. Plain text has none."""
+    if data.text_field:
+        return NO_PROMPT, limit
+    named = fields_of(data.prompt_template) if data.prompt_template else [data.prompt_field]
+    most = [known.longest_characters.get(column) for column in named]
+    if data.messages_field or not all(most):
+        prompt = limit
+    else:
+        prompt = min(limit, _about(len(data.prompt_template or "") + sum(size or 0 for size in most)) + TEMPLATE)
+    answer = known.longest_characters.get(data.response_field)
+    return prompt, min(limit, _about(answer)) if answer and not data.messages_field else limit
 
 
 def _characters(data: Any, known: DataSet) -> tuple[float, float]:
@@ -192,11 +218,8 @@ def _as_answered(recipe: Recipe, found: Volume) -> Volume:
     if getattr(recipe.data, "text_field", None) or teacher.kind in {"none", "file"} or teacher.responses == "data":
         return found
     most = getattr(teacher, "max_new_tokens", None) or found.longest_answer
-    guess = found.answer or most
-    note = (
-        f"teacher: its answers are taken to be as long as the data's own, {min(guess, most):.0f} tokens on average."
-        if found.answer
-        else f"teacher: every answer is taken to reach teacher.max_new_tokens={most}."
-    )
-    notes = (*found.notes, note)
-    return replace(found, answer=min(guess, most), longest_answer=most, longest_row=1 << 30, notes=notes)
+    answers = answers_of(recipe, found.answer)
+    said = answers.said if answers else f"teacher: every answer is taken to reach teacher.max_new_tokens={most}."
+    notes = (*found.notes, said)
+    mean = answers.tokens if answers else most
+    return replace(found, answer=mean, longest_answer=most, longest_row=1 << 30, notes=notes)

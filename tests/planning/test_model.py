@@ -61,3 +61,29 @@ def test_flops_are_two_for_each_multiplied_parameter_and_the_attention():
 def test_a_config_of_nothing_is_refused():
     with pytest.raises(RecipeError, match="no causal language model"):
         model_of("mine", {"model_type": "no-such-type"}, "float32", on_disk=True)
+
+
+def test_a_window_without_kinds_of_layers_is_that_of_all_of_them():
+    mistral = known("mistralai/Mistral-7B-v0.1")
+    assert set(mistral.windows) == {4096}
+    assert mistral.kv_bytes(32_768) == 2 * 32 * 4096 * 8 * 128 * 2
+    # GPT-Neo's local layers mask what they do not see, and transformers keeps it
+    assert set(known("EleutherAI/gpt-neo-125m").windows) == {None}
+
+
+def test_transformers_cache_keeps_as_many_tokens_as_are_planned():
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shared = {"hidden_size": 16, "vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0}
+    grouped = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32, "num_hidden_layers": 2}
+    local = {"window_size": 8, "attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 2}
+    for config in (
+        AutoConfig.for_model("mistral", sliding_window=8, **grouped, **shared),
+        AutoConfig.for_model("gpt_neo", **local, **shared),
+    ):
+        cache = AutoModelForCausalLM.from_config(config)(torch.zeros(1, 20, dtype=torch.long)).past_key_values
+        held = sum(2 * layer.keys.numel() for layer in cache.layers)
+        planned = model_of("tiny", config.to_dict(), "float32", on_disk=True).kv_bytes(20, 1)
+        # a window keeps one token less between two steps
+        assert 0.85 * planned <= held <= planned

@@ -1,16 +1,20 @@
 """The plan of whole recipes: states, layouts, the boundary of what fits, time, money, and what is said."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from distill import _hydra
+from distill._command import run_and_exit
 from distill.planning import plan
 from distill.planning.memory import Memory
 from distill.planning.result import Stage
+from distill.planning.show import HEADS, show
 from distill.recipe import parse
 from tests.conftest import cli_environment
 
@@ -20,6 +24,9 @@ GPT2 = [
     *("student=pretrained", "student.model=openai-community/gpt2", "teacher=none", "loss=text", "training.bf16=true"),
 ]
 N = 124_439_808
+
+
+MINE = "1xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900"
 
 
 def recipe_of(*typed):
@@ -91,7 +98,7 @@ def test_a_65b_teacher_on_one_gpu_is_said_as_users_ask_for_it():
     typed = ["recipe=llama65b_to_7b", "teacher.device_map=null", "licence.accept=[llama-1]"]
     made = plan(recipe_of(*typed), "1xh100-80gb")
     assert made.verdict.startswith("1xh100-80gb: teach needs 131 GB for weights, 80 GB is there: does not fit; ")
-    assert "smallest change: teacher.quantization=nf4 (then 52.1 GB; 5.55 hours)" in made.verdict
+    assert "smallest change: teacher.quantization=nf4 (then 45.5 GB; 5.55 hours)" in made.verdict
     assert "; or, with the weights as they are: " in made.verdict and "in the machine's memory" in made.verdict
 
 
@@ -129,7 +136,7 @@ def test_weights_do_not_wait_where_the_machine_has_no_memory_for_them():
 
 
 def test_time_and_money_are_those_of_six_n_per_token():
-    recipe = recipe_of(*GPT2, "training.batch_size=64", "training.max_steps=1000")
+    recipe = recipe_of(*GPT2, "training.batch_size=1024", "training.max_steps=1000")
     made = plan(recipe, "1xh100-80gb", price_per_gpu_hour=2.0)
     train = stage(made, "train")
     # no checkpointing: three passes; at 40 % of 989 TFLOP/s
@@ -137,6 +144,40 @@ def test_time_and_money_are_those_of_six_n_per_token():
     assert train.seconds == pytest.approx(train.flops / (0.4 * 989e12))
     assert made.price == pytest.approx(2.0 * sum(s.seconds for s in made.stages) / 3600)
     assert plan(recipe, "1xh100-80gb").price is None
+
+
+def test_a_plan_up_to_teach_without_a_teacher_has_no_stage_and_says_so():
+    made = plan(recipe_of("recipe=quickstart_teacher", "until=teach"))
+    assert made.stages == () and made.fits and made.hours == 0
+    assert ": nothing to load: until=teach" in made.verdict
+
+
+def test_where_devices_wait_the_faster_engine_is_named_and_is_as_fast_as_said():
+    typed = ["recipe=llama65b_to_7b", "licence.accept=[llama-1]"]
+    slow = stage(plan(recipe_of(*typed)), "teach")
+    assert "7 of 8 devices wait" in slow.bound
+    assert slow.faster.overrides == "teacher=vllm teacher.tensor_parallel_size=8"
+    fast = stage(plan(recipe_of(*typed, *slow.faster.overrides.split())), "teach")
+    assert (fast.seconds, fast.memory.total) == (slow.faster.seconds, slow.faster.device_bytes)
+    assert fast.fits and "wait" not in fast.bound and fast.faster is None
+    # arithmetic bounds both: eight devices take an eighth of the time
+    assert fast.seconds == pytest.approx(slow.seconds / 8)
+    assert "faster: teacher=vllm teacher.tensor_parallel_size=8 (" in slow.hurried
+    assert "; top_k targets instead of sampled)" in slow.hurried
+
+
+@pytest.mark.parametrize(
+    ("typed", "hardware"),
+    [
+        (["recipe=llama65b_to_7b"], "1xb200-180gb"),  # nothing waits
+        (["recipe=llama65b_to_7b", "teacher.live=true"], "8xh100-80gb"),  # vLLM's cannot stay beside the student
+        (["recipe=llama65b_to_7b", "teacher.targets=dense"], "8xh100-80gb"),  # nor tell a whole distribution
+        (["recipe=megatron8b3_to_gpt2", "teacher.model=bundled:quickstart_teacher"], "2xh100-80gb"),  # of no family
+    ],
+)
+def test_no_engine_is_named_that_would_not_do(typed, hardware):
+    stages = plan(recipe_of(*typed, "licence.accept=[llama-1]"), hardware).stages
+    assert [s.faster for s in stages] == [None] * len(stages)
 
 
 def test_a_batch_smaller_than_the_cluster_leaves_devices_idle():
@@ -173,15 +214,16 @@ def test_json_has_the_keys_that_scripts_read():
     assert set(made) == {
         *("recipe", "hardware", "devices", "nodes", "device_bytes", "teacher_parameters", "student_parameters"),
         *("rows", "stages", "downloads", "store_bytes", "disk_bytes", "price_per_gpu_hour", "assumptions", "licence"),
+        "refused",
         *("fits", "hours", "node_hours", "gpu_hours", "price", "verdict"),
     }
     assert set(made["stages"][0]) == {
         *("name", "what", "layout", "memory", "available_bytes", "host_available_bytes", "change", "instead"),
-        *("tokens", "flops", "seconds", "bound", "disk_bytes", "fits"),
+        *("faster", "tokens", "flops", "seconds", "bound", "disk_bytes", "fits"),
     }
     assert set(made["stages"][0]["memory"]) == {
         *("weights", "optimizer", "gradients", "activations", "logits", "kv_cache", "process", "moment", "total"),
-        *("host_weights", "host_rest", "host"),
+        *("host_weights", "host_rest", "host", "lacks"),
     }
     assert [s["name"] for s in made["stages"]] == ["teach", "train", "evaluate"]
 
@@ -194,6 +236,10 @@ def test_json_has_the_keys_that_scripts_read():
         (["recipe=quikstart"], 2, "quickstart"),
         (["recipe=quickstart", "--jsn"], 2, "distill.plan --help"),
         (["recipe=quickstart", "hardware=1xl4-24gb"], 0, "everything fits"),
+        (["recipe=quickstart_teacher", "until=teach"], 0, "nothing to load"),
+        (["recipe=quickstart", f"hardware={MINE}"], 0, f"on {MINE}:"),
+        (["recipe=quickstart", f"hardware='{MINE}'"], 0, f"on {MINE}:"),
+        (["recipe=customer_service"], 2, "recipe=customer_service_teacher makes"),
     ],
 )
 def test_the_command(tmp_path, typed, code, said):
@@ -208,3 +254,28 @@ def test_the_command(tmp_path, typed, code, said):
     else:
         assert max(map(len, ran.stdout.splitlines())) <= 100
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_break_no_figure_and_no_heading(width):
+    out = io.StringIO()
+    show(plan(recipe_of("recipe=llama65b_to_7b")), Console(file=out, width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = [line.split() for line in lines]
+    assert ["stage", *HEADS, "sum", "there", "host", "fits"] in words
+    assert ["stage", "what,", "and", "where", "tokens", "PFLOP", "hours", "bound", "by"] in words
+    assert {"arithmetic;", "bandwidth", "compress", "evaluate"} <= {word for line in words for word in line}
+
+
+def test_a_fault_of_ours_is_one_sentence_and_exits_with_1(capsys, monkeypatch):
+    monkeypatch.delenv("DISTILL_DEBUG", raising=False)
+
+    def breaks():
+        raise ValueError("max() arg is an empty sequence")
+
+    with pytest.raises(SystemExit) as ended:
+        run_and_exit(breaks)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and len(said.splitlines()) == 2
+    assert "ValueError: max() arg" in said and "a fault of distill" in said and "Traceback" not in said

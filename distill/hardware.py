@@ -6,14 +6,15 @@ import re
 import subprocess
 from dataclasses import dataclass, replace
 
+from distill.devices import DEVICES, NODE_LINK, Device, cpu
 from distill.errors import RecipeError
-from distill.planning.devices import DEVICES, NODE_LINK, Device, cpu
 
 DESCRIBED = {
     "memory_gb": 1e9,
     "bf16_tflops": 1e12,
     "bandwidth_gb": 1e9,
     "link_gb": 1e9,
+    "net_gb": 1e9,
     "per_node": 1,
     "host_gb": 1e9,
 }
@@ -23,6 +24,7 @@ FIELDS = {
     "bf16_tflops": "bf16_flops",
     "bandwidth_gb": "memory_bandwidth",
     "link_gb": "link_bandwidth",
+    "net_gb": "node_link",
     "per_node": "per_node",
     "host_gb": "host_bytes",
 }
@@ -58,7 +60,7 @@ class Hardware:
     @property
     def link_bandwidth(self) -> float:
         """Bytes per second and device between all devices, one direction: the slowest link decides."""
-        return self.device.link_bandwidth if self.nodes == 1 else min(self.device.link_bandwidth, NODE_LINK)
+        return self.device.link_bandwidth if self.nodes == 1 else min(self.device.link_bandwidth, self.device.node_link)
 
     def __str__(self) -> str:
         return f"{self.count}x{self.device.name}" + (f":{self.device.described}" if self.device.described else "")
@@ -78,15 +80,22 @@ def hardware_of(asked: str | None) -> Hardware:
     found = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9_.-]*)", name)
     if not found or found[1] == "0":
         raise RecipeError(
-            f"hardware={asked}: needs a number and a device, such as 8xh100-80gb, or 4xcpu-64gb for machines without."
+            f"hardware={asked}: needs a number and a device, such as 8xh100-80gb, or 4xcpu-64gb for machines without.\n"
+            f"Describe a device that is not in the table: {typed(EXAMPLE)}"
         )
     count, device = int(found[1] or 1), found[2]
     if described:
         return Hardware(_described(asked, device, described), count)
     if memory := re.fullmatch(r"cpu(?:-(\d+)gb)?", device):
-        here = this_cpu()
-        return Hardware(cpu(_cores(), int(memory[1]) * 1e9) if memory[1] else here, count)
+        if memory[1] and int(memory[1]) == 0:
+            raise RecipeError(f"hardware={asked}: a machine of 0 GB holds nothing. Give its memory: cpu-16gb.")
+        return Hardware(cpu(_cores(), int(memory[1]) * 1e9, device) if memory[1] else this_cpu(), count)
     return Hardware(DEVICES.get(device) or _only_one(asked, device), count)
+
+
+def typed(asked: str) -> str:
+    """`hardware=…` as it is typed: the signs of a description need quotes for the shell and for Hydra."""
+    return f"\"hardware='{asked}'\"" if "=" in asked else f"hardware={asked}"
 
 
 def this_machine() -> Hardware:
@@ -104,7 +113,7 @@ def this_machine() -> Hardware:
     alike = [d for d in DEVICES.values() if d.name.partition("-")[0] in words]
     if not alike:
         raise RecipeError(
-            f"This machine's {name} is not in the table of devices. Describe it: hardware={EXAMPLE}\n"
+            f"This machine's {name} is not in the table of devices. Describe it: {typed(EXAMPLE)}\n"
             f"(there are: {', '.join(DEVICES)})"
         )
     device = min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes))
@@ -130,7 +139,7 @@ def _only_one(asked: str, device: str) -> Device:
     raise RecipeError(
         f"hardware={asked}: no device {device!r} is known.{hint}\n"
         f"There are: {', '.join(DEVICES)}, cpu, cpu-64gb.\n"
-        f"Describe any other one: hardware={EXAMPLE}"
+        f"Describe any other one: {typed(EXAMPLE)}"
     )
 
 
@@ -141,18 +150,21 @@ def _described(asked: str, name: str, words: str) -> Device:
         if key not in DESCRIBED or not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) == 0:
             raise RecipeError(
                 f"hardware={asked}: {word!r} is none of {', '.join(f'{known}=NUMBER' for known in DESCRIBED)}.\n"
-                f"An example: hardware={EXAMPLE}"
+                f"An example: {typed(EXAMPLE)}"
             )
         values[key] = float(value) * DESCRIBED[key]
+    if not values.get("per_node", 1.0).is_integer():
+        raise RecipeError(f"hardware={asked}: per_node is a whole number of devices, 1 or more.")
     known = DEVICES.get(name)
     needed = [key for key in ("memory_gb", "bf16_tflops", "bandwidth_gb") if key not in values]
     if needed and not known:
-        raise RecipeError(f"hardware={asked}: {', '.join(needed)} is needed too. An example: hardware={EXAMPLE}")
+        raise RecipeError(f"hardware={asked}: {', '.join(needed)} is needed too. An example: {typed(EXAMPLE)}")
     fields = {FIELDS[key]: value for key, value in values.items()}
     if "bf16_tflops" in values:
         fields["float32_flops"] = values["bf16_tflops"] / 8
     if "per_node" in values:
         fields["per_node"] = int(values["per_node"])
-    # without a link of its own: PCIe 4.0 x16; a workstation's memory
-    rest = known or Device(name, 0.0, 0.0, 0.0, 0.0, 32e9, 8, 64e9, "as described")
+    # what is not said: PCIe 4.0 x16; a workstation's memory, and its network's share for each device
+    per_node = fields.get("per_node", 8)
+    rest = known or Device(name, 0.0, 0.0, 0.0, 0.0, 32e9, NODE_LINK / per_node, 8, 64e9, "as described")
     return replace(rest, **fields, described=words)

@@ -1,10 +1,14 @@
-"""Hardware is read as it is written, and what is not known can be described."""
+"""Hardware is read as it is written, wherever it is written, and what is not known can be described."""
+
+import re
 
 import pytest
 
+from distill import _hydra
+from distill.devices import DEVICES
 from distill.errors import RecipeError
-from distill.planning.devices import DEVICES
-from distill.planning.hardware import EXAMPLE, hardware_of
+from distill.hardware import EXAMPLE, hardware_of, typed
+from distill.recipe import parse
 
 
 def test_a_number_and_a_device_of_the_table():
@@ -57,6 +61,27 @@ def test_what_cannot_be_read_is_refused_with_a_way_on(asked, said):
     assert len(str(error.value).splitlines()) <= 6
 
 
+@pytest.mark.parametrize(
+    "asked", ["8xh100-80gb", "h100", "cpu-64gb", "2xrtx4090-24gb:host_gb=128", EXAMPLE], ids=lambda asked: asked[:24]
+)
+def test_a_recipe_takes_what_a_plan_takes(asked):
+    argument = typed(asked).strip('"')  # without the shell's quotes
+    recipe = parse(_hydra.compose(["recipe=quickstart", argument]).config)
+    assert recipe.hardware == asked and hardware_of(recipe.hardware) == hardware_of(asked)
+
+
+@pytest.mark.parametrize("asked", ["8xh1000-80gb", "0xh100-80gb", "'2xmine:memory_gb=48'"])
+def test_a_recipe_refuses_what_a_plan_refuses_in_the_same_words(asked):
+    with pytest.raises(RecipeError) as of_plan:
+        hardware_of(asked.strip("'"))
+    with pytest.raises(RecipeError) as of_recipe:
+        parse(_hydra.compose(["recipe=quickstart", f"hardware={asked}", "until=teach"]).config)
+    assert str(of_recipe.value) == str(of_plan.value)
+    # the advice can be typed
+    (advised,) = re.findall(r"\"(hardware='[^']*')\"", str(of_recipe.value))
+    assert parse(_hydra.compose(["recipe=quickstart", advised]).config).hardware == EXAMPLE
+
+
 def test_what_is_described_of_a_known_device_changes_only_that_and_is_said_again():
     mine, known = hardware_of("2xrtx4090-24gb:host_gb=128"), hardware_of("2xrtx4090-24gb")
     assert (known.host_bytes, mine.host_bytes) == (2 * 64e9, 2 * 128e9)
@@ -73,3 +98,32 @@ def test_the_table_holds_what_its_names_say():
         assert device.memory_bytes == float(name.rpartition("-")[2].removesuffix("gb")) * 1e9
         # no accelerator of these reads its memory in less than 4 ms or in more than 60
         assert 0.004 < device.memory_bytes / device.memory_bandwidth < 0.09
+
+
+def test_devices_that_cannot_be_are_refused():
+    for asked in ("1xmine:memory_gb=24,bf16_tflops=1,bandwidth_gb=9,per_node=0.5", "1xcpu-0gb"):
+        with pytest.raises(RecipeError) as error:
+            hardware_of(asked)
+        assert asked in str(error.value)
+
+
+def test_a_cpus_memory_stays_in_its_name():
+    asked = hardware_of("2xcpu-16gb")
+    assert str(asked) == "2xcpu-16gb" and asked.is_cpu and hardware_of(str(asked)).device.memory_bytes == 16e9
+
+
+def test_links_between_nodes_are_the_devices_own():
+    # DGX A100: eight ports of 200 Gbit/s; Frontier: 4 x 200 Gbit/s for eight; a workstation: 10 Gbit/s for four
+    assert hardware_of("16xa100-80gb").link_bandwidth == 200e9 / 8
+    assert hardware_of("16xmi250x").link_bandwidth == 4 * 200e9 / 8 / 8
+    assert hardware_of("8xrtx4090").link_bandwidth == pytest.approx(10e9 / 8 / 4, rel=0.05)
+    assert hardware_of("8xrtx4090-24gb:net_gb=12.5").link_bandwidth == 12.5e9
+    described = "8xmine:memory_gb=24,bf16_tflops=1,bandwidth_gb=9,per_node=4"
+    assert hardware_of(described).link_bandwidth == 10e9 / 8 / 4
+    assert hardware_of("4xrtx4090").link_bandwidth == 32e9
+
+
+def test_torch_sees_two_devices_of_an_mi250x():
+    node = hardware_of("8xmi250x")
+    assert (node.nodes, node.device.memory_bytes, node.host_bytes) == (1, 64e9, 512e9)
+    assert node.device.bf16_flops == 383e12 / 2
