@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distill._encoding_checks import check_templates
 from distill._licences import check_licences
 from distill._process_checks import check_processes
 from distill._shape_checks import (
@@ -16,7 +17,6 @@ from distill._shape_checks import (
     check_packing,
     check_parallel,
     check_schedule,
-    check_templates,
     num_steps,
     rows_to_learn,
     warm_up_cut,
@@ -29,6 +29,7 @@ from distill._teacher_checks import (
     teacher_configs,
     teachers_of,
 )
+from distill._weights_check import check_weights
 from distill.data import Data
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
@@ -58,8 +59,9 @@ def check(recipe: Recipe) -> Examples:
     num_rows = check_rows(recipe, examples)
     # last, because these load torch and transformers
     check_tokenizers(recipe)
-    check_templates(recipe, examples, _tokenizers_of(recipe))
+    check_templates(examples, _tokenizers_of(recipe))
     check_models(recipe, student, reads_hub=True)
+    check_weights(recipe)
     cut = warm_up_cut(recipe, num_steps(recipe, num_rows))
     return replace(examples, notes=(*examples.notes, cut)) if cut else examples
 

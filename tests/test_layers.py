@@ -12,6 +12,8 @@ from tests.conftest import ROOT, cli_environment
 LAYERS = [
     ["errors", "artifact", "shipped", "_new_run", "option", "example", "checkpoint", "_bin_weights"],
     [
+        "devices",
+        "hardware",
         "targets",
         "_shards",
         "responses",
@@ -28,6 +30,7 @@ LAYERS = [
         "_command",
         "distributed",
         "_slurm_tasks",
+        "_sigterm",
         "_submitting",
         "family",
         "runtime",
@@ -44,9 +47,11 @@ LAYERS = [
         "stages",
         "answer_file",
         "results",
+        "_encoding_checks",
         "_process_checks",
         "_shape_checks",
         "_teacher_checks",
+        "_weights_check",
         "_teachers",
     ],
     ["pipeline"],
@@ -54,6 +59,7 @@ LAYERS = [
     [
         "_hydra_source",
         "_hydra_errors",
+        "_dropped",
         "_hydra",
         "_own_recipe",
         "__main__",
