@@ -1,16 +1,12 @@
 """What can be refused of a recipe from shapes and rows alone, and would else stop a run in one of its last hours."""
 
-from pathlib import Path
 from typing import Any
 
 from distill.compression._bnb import linear_widths
 from distill.errors import DataError, RecipeError
-from distill.example import Example, Examples
+from distill.example import Examples
 from distill.family.reading import Read
 from distill.recipe import Recipe
-
-NUM_PROBED = 64
-"""Rows whose rendering is looked at; a template that drops turns drops them everywhere."""
 
 
 def check_parallel(teacher: Any, key: str, read: Read) -> None:
@@ -97,47 +93,6 @@ def check_labels(examples: Examples, data: Any) -> None:
             f"All {len(answered)} answers equal their prompts: a student would learn to repeat what it is asked. Name "
             f"the field that holds the answers with data.response_field (it is {field!r} now)."
         )
-
-
-def check_templates(recipe: Recipe, examples: Examples, sides: list[tuple[str, str | None]]) -> None:
-    """Whether the chat templates of these checkpoints say every turn of the data's conversations.
-
-    Raises:
-        RecipeError: a template refuses the turns, or leaves out what somebody said in them.
-    """
-    from distill.encoding import load_tokenizer
-
-    rows = [*examples.train[:NUM_PROBED], *examples.evaluation["exact_match"][:NUM_PROBED]]
-    for name, revision in sides:
-        tokenizer = load_tokenizer(name, revision)
-        if tokenizer.chat_template:
-            for row in rows:
-                _check_template(Path(name).name if Path(name).is_dir() else name, tokenizer, row)
-
-
-def _check_template(name: str, tokenizer: Any, row: Example) -> None:
-    from jinja2 import TemplateError
-
-    if row.prompt == "":
-        return
-    turns = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else [dict(t) for t in row.prompt]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise RecipeError(
-            f"The chat template of {name} refuses a conversation of the data ({roles}): {error}. Change the data's "
-            "turns, or choose a checkpoint whose template takes them."
-        ) from None
-    for turn in turns:
-        said = turn["content"].strip()
-        # a template may take an earlier turn's reasoning out on purpose, and words tools by rules of its own
-        if turn["role"] in {"user", "assistant"} and "<think>" not in said and said not in text:
-            raise RecipeError(
-                f"The chat template of {name} leaves out what the {turn['role']} said: {said[:60]!r} is not in what it "
-                "makes of the conversation, so a student would never see it. Use a checkpoint with a whole template, "
-                "or mend its chat_template.jinja."
-            )
 
 
 def check_packing(recipe: Recipe, student: dict[str, Any]) -> None:

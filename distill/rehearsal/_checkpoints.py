@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from distill.compression._companions import copy_companions
+from distill.errors import RecipeError
 from distill.family.tiny import NUM_LAYERS, tiny_config
 from distill.rehearsal._sources import Source
 from distill.rehearsal._tokenizers import Tokenized
@@ -29,7 +30,13 @@ def make_checkpoint(source: Source, tokenized: Tokenized, folder: Path, num_laye
     values = {name: value for name, value in config.items() if name != "model_type"}
     # by name: teacher and student of one architecture are two models
     torch.manual_seed(int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:4], "big"))
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **{**values, **special}))
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **{**values, **special}))
+    except KeyError as error:  # a value that names a function of transformers, and none has this name
+        raise RecipeError(
+            f"{source.key}={source.model}: transformers builds no {config['model_type']} from its config.json: it "
+            f"knows no {error.args[0]!r}. Mend the key that says so."
+        ) from None
     model = model.to(torch.float32)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with quiet():

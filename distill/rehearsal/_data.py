@@ -38,8 +38,9 @@ def check_data(recipe: Recipe) -> int | None:
         DataError: a file, a field, a split or a slice is wrong.
     """
     data = recipe.data
-    if not isinstance(data, Local) or all(Path(path).is_file() for path in (data.path, data.eval_path) if path):
+    if is_here(data):
         return check_rows(recipe, load(data))
+    assert isinstance(data, Local)
     for path, split, key in ((data.path, data.split, "split"), (data.eval_path, data.eval_split, "eval_split")):
         known = data_set(path) if path and not Path(path).exists() else None
         if known:
@@ -50,6 +51,11 @@ def check_data(recipe: Recipe) -> int | None:
     num_rows = rows_to_learn(recipe, _rows_left(data, known.splits[data.split]))
     check_schedule(recipe, num_rows)
     return num_rows
+
+
+def is_here(data: Any) -> bool:
+    """Whether all rows can be read without a network: they are made, or in files on this disk."""
+    return not isinstance(data, Local) or all(Path(path).is_file() for path in (data.path, data.eval_path) if path)
 
 
 def sample(recipe: Recipe, folder: Path) -> Sample:
@@ -78,7 +84,8 @@ def sample(recipe: Recipe, folder: Path) -> Sample:
 
 def _rows_of(path: str, split: str, recipe: Recipe, count: int) -> tuple[list[Mapping[str, Any]], list[str]]:
     if Path(path).exists() or (data_set(path) is None and is_meant_as_file(path)):
-        rows = (row for _, row in read_rows(path, split))
+        asked_by = "data.path" if path == getattr(recipe.data, "path", None) else "data.eval_path"
+        rows = (row for _, row in read_rows(path, split, asked_by=asked_by))
         return _first_rows(rows, recipe, count), []
     known = data_set(path)
     if known:

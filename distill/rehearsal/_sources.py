@@ -8,7 +8,7 @@ from distill._teacher_checks import teachers_of
 from distill.family.facts import Family, Published
 from distill.family.known import published
 from distill.family.reading import Read, read_known
-from distill.recipe import Recipe
+from distill.recipe import YOURS, Recipe
 
 CLOSED: dict[str, Any] = {
     "model_type": "llama",
@@ -36,7 +36,7 @@ class Source:
     known: tuple[Family, Published] | None = None
     """Facts, for a checkpoint that is not on this disk."""
     stands_in: bool = False
-    """It stands for a closed model behind an endpoint: shape and tokenizer are ours."""
+    """It stands for a closed model behind an endpoint, or for one still to be named: shape and tokenizer are ours."""
 
     @property
     def is_folder(self) -> bool:
@@ -46,7 +46,7 @@ class Source:
     @property
     def name(self) -> str:
         """For a folder of its own and for messages: owner--name, or the folder's name."""
-        return Path(self.model).name if self.is_folder else self.model.strip("/").replace("/", "--")
+        return Path(self.model).name if self.is_folder else self.model.strip("/").replace("/", "--").replace(" ", "_")
 
     @property
     def who(self) -> str:
@@ -73,10 +73,15 @@ def student_source(recipe: Recipe) -> Source | None:
     return source("student.model", student.model, student.revision) if student.kind == "pretrained" else None
 
 
-def source(key: str, model: str, revision: str | None, read: Read = read_known) -> Source:
+def read(model: str, revision: str | None, asked_by: str) -> dict[str, Any]:
+    """config.json as `read_known` has it; our own shape for a teacher that is still to be named. Raises RecipeError."""
+    return CLOSED if model == YOURS else read_known(model, revision, asked_by)
+
+
+def source(key: str, model: str, revision: str | None, read: Read = read) -> Source:
     """What is known of `model`. Raises RecipeError when that is nothing, and names `key`."""
     known = None if Path(model).is_dir() else published(model)
-    return Source(key, model, revision, read(model, revision, key), known)
+    return Source(key, model, revision, read(model, revision, key), known, stands_in=model == YOURS)
 
 
 def _of_server(key: str, teacher: Any) -> Source:

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from distill._licences import verdict as licence_verdict
+from distill._teacher_checks import teachers_of
 from distill.distributed import world
 from distill.errors import DistillError
+from distill.hardware import hardware_of
 from distill.planning import plan
-from distill.recipe import Recipe
+from distill.recipe import STAGES, YOURS, Recipe
 from distill.run_folder import RunFolder
 
 NEVER_PROVEN = (
     "the real weights: that they can be downloaded, load, and teach anything",
     "speed, and memory beyond a width of 64",
-    "scores: random models know nothing, so the figures of report.html mean nothing",
 )
+SCORES = "scores: random models know nothing, so the figures of report.html mean nothing"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def licence_sentences(recipe: Recipe) -> tuple[str, ...]:
 def summary(told: Told, *, seconds: float, stopped_by: str | None) -> str:
     """rehearsal.md as text: Markdown that reads well in a terminal."""
     run = RunFolder.read(told.folder)
-    how = "stopped" if stopped_by else "passed"
+    last = told.recipe.until
+    how = "stopped" if stopped_by else "passed" if last == STAGES[-1] else f"passed, up to until={last}"
     peak = f"{peak_bytes() / 1e9:.1f} GB at most"
     processes = f", {world().size} processes" if world().size > 1 else ""
     lines = [f"# Rehearsal of {told.recipe.name}: {how}", "", f"{seconds:.0f} s, {peak}{processes}.", ""]
@@ -55,7 +58,9 @@ def summary(told: Told, *, seconds: float, stopped_by: str | None) -> str:
         lines += ["## What stopped it", "", stopped_by, ""]
     lines += ["## Proven", "", *_bullets(_proven(run)), ""]
     lines += ["## With", "", *_bullets(told.shapes), ""] if told.shapes else []
-    lines += ["## Not proven", "", *_bullets((*told.not_proven, *_alone(told.recipe), *NEVER_PROVEN)), ""]
+    not_proven = (*_not_reached(told.recipe), *told.not_proven, *_alone(told.recipe), *NEVER_PROVEN)
+    scored = (SCORES,) if (told.folder / "scores.json").is_file() else ()
+    lines += ["## Not proven", "", *_bullets((*not_proven, *scored)), ""]
     lines += ["## Notes", "", *_bullets(told.to_know), ""] if told.to_know else []
     lines += ["## Licences", "", *_bullets(told.licences), ""]
     plan = None if stopped_by else _plan(told.recipe)
@@ -82,19 +87,30 @@ def _proven(run: RunFolder) -> list[str]:
     return lines or ["nothing"]
 
 
+def _not_reached(recipe: Recipe) -> list[str]:
+    """A sentence on the stages behind `until`."""
+    rest = STAGES[STAGES.index(recipe.until) + 1 :]
+    return [f"{', '.join(rest)}: until={recipe.until} ends before them"] if rest else []
+
+
 def _alone(recipe: Recipe) -> list[str]:
     """A sentence where the recipe is meant for several devices and this was one process."""
-    if world().size > 1 or recipe.hardware is None or recipe.hardware.startswith("1x"):
+    trains = STAGES.index(recipe.until) >= STAGES.index("train")
+    if world().size > 1 or recipe.hardware is None or hardware_of(recipe.hardware).count == 1 or not trains:
         return []
     return ["training in several processes: torchrun --nproc-per-node 2 -m distill … rehearse=true shows it here"]
 
 
 def _plan(recipe: Recipe) -> str | None:
     """The plan's verdict; a sentence when it cannot be made, since a rehearsal needs none."""
+    if any(getattr(teacher, "model", None) == YOURS for teacher in teachers_of(recipe).values()):
+        return "no plan: teacher.model is left to you"
     try:
         return plan(recipe).verdict
     except DistillError as error:
         return f"no plan: {str(error).splitlines()[0]}"
+    except Exception as error:  # what was rehearsed stands all the same
+        return f"no plan: {type(error).__name__}: {error}. This is a fault of distill's plan, not of the recipe."
 
 
 def _bullets(sentences: Any) -> list[str]:

@@ -35,7 +35,7 @@ def tokenizers_for(sources: Sequence[Source], texts: Sequence[str]) -> list[Toke
     Raises:
         RecipeError: a folder has no tokenizer.
     """
-    real = [_real_tokenizer(source) if source.known is None and not source.stands_in else None for source in sources]
+    real = [real_tokenizer(source) if source.known is None and not source.stands_in else None for source in sources]
     trained: dict[Any, PreTrainedTokenizerBase] = {}
     found: list[Tokenized] = []
     for number, source in enumerate(sources):
@@ -60,9 +60,14 @@ def tokenizers_for(sources: Sequence[Source], texts: Sequence[str]) -> list[Toke
 
 
 def facts(family: Family, checkpoint: Published) -> tuple[Any, ...]:
-    """What makes two published tokenizers the same, as far as we know them."""
+    """What makes two published vocabularies the same, as far as we know them; each may end with a token of its own."""
     end = family.special_tokens.get("eos_token")
     return (family.tokenizer, SPLITS.get(family.name), checkpoint.num_tokens, end, family.added_tokens)
+
+
+def _end(family: Family, checkpoint: Published) -> str | None:
+    """The end of sequence of a checkpoint's tokenizer."""
+    return checkpoint.eos_token or family.special_tokens.get("eos_token")
 
 
 def _train(family: Family, texts: Sequence[str], number: int) -> "PreTrainedTokenizerBase":
@@ -76,7 +81,8 @@ def _keys(trained: dict[Any, Any]) -> list[Any]:
     return [key for key in trained if isinstance(key, tuple)]
 
 
-def _real_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
+def real_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint on this disk. Raises RecipeError where it has none."""
     try:
         return load_tokenizer(source.model, source.revision)
     except (OSError, ValueError) as error:
@@ -92,13 +98,14 @@ def _is_of(tokenizer: Any, family: Family, checkpoint: Published) -> bool:
     """Whether a real tokenizer is the published one, by its size, its kind and its end."""
     model = tokenizer.backend_tokenizer.to_str()
     kind = "sentencepiece_bpe" if '"byte_fallback":true' in model.replace(" ", "") else "byte_level_bpe"
-    same_end = tokenizer.eos_token == family.special_tokens.get("eos_token")
+    same_end = tokenizer.eos_token == _end(family, checkpoint)
     return len(tokenizer) == checkpoint.num_tokens and kind == family.tokenizer and same_end
 
 
 def _with_template(tokenizer: Any, known: tuple[Family, Published], real: Any) -> Any:
     family, checkpoint = known
     own = copy.deepcopy(tokenizer)
+    own.eos_token = _end(family, checkpoint)
     theirs = getattr(real, "chat_template", None) or family.chat_template
     own.chat_template = theirs if checkpoint.has_chat_template else None
     return own

@@ -2,15 +2,18 @@
 
 import os
 
-from distill._process_checks import check_processes
+from distill._encoding_checks import check_templates
+from distill._process_checks import check_hardware, check_processes
 from distill._shape_checks import num_steps, warm_up_cut
-from distill.checks import check_configs, check_models
+from distill._weights_check import check_weights
+from distill.checks import check_configs, check_models, load
 from distill.errors import RecipeError
-from distill.family.reading import read_known, refuse_unknown_architecture
-from distill.planning.hardware import hardware_of
+from distill.family.reading import refuse_unknown_architecture
 from distill.recipe import Recipe
-from distill.rehearsal._data import check_data
-from distill.rehearsal._sources import Source, student_source, teacher_sources
+from distill.rehearsal._data import check_data, is_here
+from distill.rehearsal._likely import likely_mistakes
+from distill.rehearsal._sources import Source, read, student_source, teacher_sources
+from distill.rehearsal._tokenizers import real_tokenizer
 
 
 def check_rehearsal(recipe: Recipe) -> tuple[str, ...]:
@@ -21,20 +24,30 @@ def check_rehearsal(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         RecipeError: the run would stop. Nothing has been written.
     """
-    if recipe.hardware is not None:
-        hardware_of(recipe.hardware)
     sources = [*teacher_sources(recipe).values()]
     own = student_source(recipe)
     sources += [own] if own else []
     refuse_gated(sources)
     check_processes(recipe)
-    student = check_configs(recipe, read_known)
+    check_hardware(recipe)
+    student = check_configs(recipe, read)
     rows = check_data(recipe)
     for source in sources:
         refuse_unknown_architecture(source.config, source.key)
+    check_weights(recipe, may_be_elsewhere=True)
     check_models(recipe, student, elsewhere=recipe.hardware is not None)
+    _check_encoding(recipe, sources)
     cut = _warm_up_cut(recipe, rows)
-    return (cut,) if cut else ()
+    return (*([cut] if cut else []), *likely_mistakes(recipe, sources))
+
+
+def _check_encoding(recipe: Recipe, sources: list[Source]) -> None:
+    """Holds the data that is here against the tokenizers that are here. Raises RecipeError."""
+    folders = [source for source in sources if source.is_folder]
+    for source in folders:
+        real_tokenizer(source)
+    if folders and is_here(recipe.data):
+        check_templates(load(recipe.data), [(source.model, source.revision) for source in folders])
 
 
 def refuse_gated(sources: list[Source]) -> None:
@@ -56,9 +69,13 @@ def refuse_gated(sources: list[Source]) -> None:
 
 def gated_unproven(sources: list[Source]) -> list[str]:
     """A sentence on each gated repository that could not be told to be within reach."""
-    names = dict.fromkeys(s.model for s in sources if s.known and s.known[1].gated)
+    known = {source.model: source.known[1] for source in sources if source.known}
     token = "the token was not tried" if has_token() else "there is no token here"
-    return [f"access to {name}: it is gated, and {token}" for name in names]
+    return [
+        f"access to {name}: it {'is' if checkpoint.gated else 'was for a time, and may be,'} gated, and {token}"
+        for name, checkpoint in known.items()
+        if checkpoint.gated or checkpoint.may_be_gated
+    ]
 
 
 def is_offline() -> bool:

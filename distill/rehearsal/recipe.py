@@ -10,7 +10,7 @@ from distill.encoding import prompt_text
 from distill.example import Examples
 from distill.family.tiny import tiny_config
 from distill.family.tiny_tokenizer import VOCAB_SIZE
-from distill.recipe import Recipe
+from distill.recipe import STAGES, YOURS, Recipe
 from distill.rehearsal._checkpoints import make_checkpoint
 from distill.rehearsal._data import NUM_EVALUATION_ROWS, NUM_ROWS, sample
 from distill.rehearsal._sources import Source, student_source, teacher_sources
@@ -50,12 +50,18 @@ def rehearsed(recipe: Recipe, folder: Path, num_processes: int = 1) -> Rehearsed
     data = sample(recipe, folder / "data")
     not_proven = list(data.not_proven)
     strict = [name for name, option in recipe.compression.items() if option.max_kl_nats < MAX_KL_NATS]
-    if strict:
+    if strict and STAGES.index(recipe.until) >= STAGES.index("verify"):
         not_proven.append(f"max_kl_nats of {', '.join(strict)}: {MAX_KL_NATS:g} was allowed, as the weights are random")
     examples = load(data.data)
     teachers, student = teacher_sources(recipe), student_source(recipe)
     sources = [*teachers.values(), *([student] if student else [])]
     places, shapes, stood_in = _checkpoints(sources, recipe, examples, folder)
+    not_proven += [
+        f"{source.key} is left to you: a {source.config['model_type']} of our own shape stood in; with {source.key}=… "
+        "yours is rehearsed"
+        for source in teachers.values()
+        if source.model == YOURS
+    ]
     not_proven += [f"{who}: its own tokenizer and chat template; a tokenizer of its kind stood in" for who in stood_in]
     options = {
         key: _teacher(teacher, key, recipe, teachers.get(key), places, not_proven)

@@ -10,6 +10,7 @@ from distill._licences import Verdict, accepted, verdict
 from distill.family.licence import Terms
 from distill.run_folder import RunFolder
 from distill.stages._number import MISSING, digits, scores_of, size
+from distill.stages._rehearsed import banner
 
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst)$")
 
@@ -38,20 +39,24 @@ def write_card(package: Path, *, run: Path, name: str) -> None:
     own = [m for m in folder.models if m.get("kind") in {"teacher", "student", "baseline"} or m.get("name") == name]
     columns = scores_of(own, folder.task)
     said = verdict(folder.recipe)
-    licence = _licence(said)
+    warning = banner(folder.recipe)
+    # the licences are those of models and data that a rehearsal never touched
+    licence = {} if warning else _licence(said)
     text = environment.get_template("_card.md.j2").render(
-        metadata=_metadata(folder, name, loading, licence),
+        metadata=_rehearsed(loading, name) if warning else _metadata(folder, name, loading, licence),
+        banner=warning,
         title=f"{folder.name}-{name}",
         name=name,
         loading=loading,
         entry=folder.model(name) or {},
         teacher=_teacher(folder.recipe),
         student=_student(folder.recipe),
+        start_model=(folder.recipe.get("student") or {}).get("model"),
         data=folder.recipe.get("data") or {},
         loss=(folder.recipe.get("loss") or {}).get("kind"),
         licence=licence.get("license_name") or licence.get("license"),
-        licences=_licence_lines(said),
-        licences_read=max((terms.read for terms in _known_terms(said)), default=None),
+        licences=[] if warning else _licence_lines(said),
+        licences_read=None if warning else max((terms.read for terms in _known_terms(said)), default=None),
         accepted=accepted(folder.recipe),
         has_baselines=any(model.get("kind") == "baseline" for model in own),
         columns=columns,
@@ -68,10 +73,7 @@ def write_card(package: Path, *, run: Path, name: str) -> None:
 def how_to_load(package: Path) -> dict[str, Any]:
     """How what lies in `package` is loaded: `kind`, `library` (the hub's name), `install` (pip packages), `code`."""
     if gguf := sorted(package.glob("*.gguf")):
-        lines = [f'llama-cli -m {gguf[0].name} -p "..."']
-        if (package / "Modelfile").is_file():
-            lines.append("ollama create my-model -f Modelfile && ollama run my-model")
-        return _loading("GGUF for llama.cpp", "gguf", "", "sh", lines)
+        return _gguf(package, gguf[0].name)
     ask = 'inputs = tokenizer("...", return_tensors="pt")'
     if (package / "chat_template.jinja").is_file() or "chat_template" in _json(package / "tokenizer_config.json"):
         # it was trained inside its template; a bare prompt would be a question it has never seen
@@ -104,8 +106,31 @@ def how_to_load(package: Path) -> dict[str, Any]:
     return _loading(kind, "transformers", libraries, "python", [*imports, tokenizer, use])
 
 
+def _gguf(package: Path, file: str) -> dict[str, Any]:
+    """llama.cpp in Python, as verification runs it, and what else takes the file."""
+    chat = b"tokenizer.chat_template" in _head(package / file)
+    lines = ["import xllamacpp", "", "params = xllamacpp.CommonParams()"]
+    lines += [f'params.model.path = "path/to/this/folder/{file}"', "server = xllamacpp.Server(params)"]
+    if chat:
+        lines += ['asked = {"messages": [{"role": "user", "content": "..."}], "max_tokens": 64}']
+        lines += ['print(server.handle_chat_completions(asked)["choices"][0]["message"]["content"])']
+    else:
+        lines += ['print(server.handle_completions({"prompt": "...", "max_tokens": 64})["choices"][0]["text"])']
+    shell = [f'llama-cli -m {file} -p "..."']
+    if (package / "Modelfile").is_file():
+        shell.append("ollama create my-model -f Modelfile && ollama run my-model")
+    return {**_loading("GGUF for llama.cpp", "gguf", "xllamacpp", "python", lines), "shell": "\n".join(shell)}
+
+
+def _head(file: Path) -> bytes:
+    """The start of a GGUF, with its keys but for what stands behind a large vocabulary."""
+    with file.open("rb") as opened:
+        return opened.read(64 * 2**20)
+
+
 def _loading(kind: str, library: str, install: str, language: str, lines: list[str]) -> dict[str, Any]:
-    return {"kind": kind, "library": library, "install": install, "language": language, "code": "\n".join(lines)}
+    code = "\n".join(lines)
+    return {"kind": kind, "library": library, "install": install, "language": language, "code": code, "shell": ""}
 
 
 def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any], licence: Mapping[str, str]) -> str:
@@ -126,6 +151,13 @@ def _metadata(folder: RunFolder, name: str, loading: Mapping[str, Any], licence:
         metrics=[folder.task] if folder.task else None,
         tags=[*(["distillation"] if has_teacher else []), "compression", name],
     ).to_yaml()
+
+
+def _rehearsed(loading: Mapping[str, Any], name: str) -> str:
+    """The front matter of a rehearsal's card: it has no base model, no data set and no licence."""
+    from huggingface_hub import ModelCardData
+
+    return ModelCardData(library_name=loading["library"], tags=["rehearsal", name]).to_yaml()
 
 
 def _row(model: Mapping[str, Any], columns: list[Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Rows that can be trained on, and how they become a batch. Labels and weights are shifted here, once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from distill.example import Example
 from distill.responses import TeacherResponses
 from distill.stages._aligned_rows import AlignedRow, Aligner, batch_spans
 from distill.stages._packing import pack
+from distill.stages.teach import ROOM_FOR_ANSWER
 from distill.targets import KINDS, Places, RowTargets
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Said:
 
     examples: Sequence[Example]
     responses: TeacherResponses
+
+    def prompts(self) -> Iterator[Any]:
+        """The prompt of each row."""
+        return (self.examples[number // self.responses.header.samples].prompt for number in range(len(self.responses)))
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class TokenRows:
         """What was cut, in words; empty when nothing was."""
         said = []
         if self.cut_responses:
-            said.append(f"{self.cut_responses} responses were cut at {max_length} tokens (training.max_length).")
+            were = "response was" if self.cut_responses == 1 else "responses were"
+            said.append(f"{self.cut_responses} {were} cut at {max_length} tokens (training.max_length).")
         if self.left_out:
             said.append(
                 f"{self.left_out} rows were left out: their prompt alone reaches {max_length} tokens "
@@ -104,7 +110,7 @@ def token_rows(said: Sequence[Said], tokenizer: "PreTrainedTokenizerBase", *, ma
     made = TokenRows()
     for one in said:
         _add_responses(made, one.examples, one.responses, tokenizer, max_length)
-    return _not_empty(made, sum(len(one.responses) for one in said), max_length)
+    return _not_empty(made, [prompt for one in said for prompt in one.prompts()], tokenizer, max_length)
 
 
 def _add_responses(
@@ -151,7 +157,7 @@ def aligned_rows(
             row = aligner.align(one.responses[number], encode_prompt(tokenizer, example.prompt))
             cut = row.cut(max_length)
             made.add(number, len(row.input_ids_T), row.prompt_length, max_length, ids=row.input_ids_T, spans=cut)
-    return _not_empty(made, sum(len(one.responses) for one in said), max_length)
+    return _not_empty(made, [prompt for one in said for prompt in one.prompts()], tokenizer, max_length)
 
 
 def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> TokenRows:
@@ -160,7 +166,7 @@ def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", 
     for number, example in enumerate(examples):
         if example.response is not None:
             _add_text(made, tokenizer, number, example, example.response, max_length)
-    return _not_empty(made, len(examples), max_length)
+    return _not_empty(made, [example.prompt for example in examples], tokenizer, max_length)
 
 
 def _add_text(
@@ -173,13 +179,17 @@ def _add_text(
     made.add(number, len(ids), len(prompt), max_length, ids=ids)
 
 
-def _not_empty(made: TokenRows, num_rows: int, max_length: int) -> TokenRows:
-    if not made.rows:
-        raise DataError(
-            f"No row is left to train on: of {num_rows}, {made.left_out} have prompts that reach "
-            f"training.max_length={max_length}; the others have no answer."
-        )
-    return made
+def _not_empty(made: TokenRows, prompts: Sequence[Any], tokenizer, max_length: int) -> TokenRows:
+    if made.rows:
+        return made
+    # also those that the teacher was not asked for this very reason
+    too_long = sum(len(encode_prompt(tokenizer, prompt)) + ROOM_FOR_ANSWER > max_length for prompt in prompts)
+    others = len(prompts) - too_long
+    raise DataError(
+        f"No row is left to train on: of {len(prompts)}, {too_long} have prompts that leave no room for an answer in "
+        f"training.max_length={max_length}{f'; the other {others} have no answer' if others else ''}.\n"
+        f"{'Raise training.max_length, or shorten the prompts.' if too_long else ''}".rstrip()
+    )
 
 
 def collate(

@@ -13,6 +13,7 @@ import numpy as np
 from distill.artifact import fingerprint, write_whole
 from distill.encoding import decode_response, encode_prompt, encode_response, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
+from distill.evaluation.exact_match import ExactMatch
 from distill.example import Example
 from distill.progress import bar
 
@@ -30,6 +31,20 @@ def settings(evaluation: Evaluation) -> dict[str, Any]:
     if evaluation.speed:
         del settings["speed"]  # younger than the stores that have been made
     return settings
+
+
+def unanswered(evaluation: Evaluation, row_sets: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A line for each set with rows that nothing can be compared with."""
+    lines = []
+    for name, rows in row_sets.items():
+        judged = rows[: evaluation.rows]
+        answered = sum(bool(row.response) for row in judged)
+        if answered < len(judged):
+            lines.append(
+                f"{len(judged) - answered} of {len(judged)} evaluation rows ({name}) have no answer to compare with; "
+                f"scores are over the other {answered}."
+            )
+    return lines
 
 
 def score_model(
@@ -60,22 +75,24 @@ def score_model(
         tokenizer = load_tokenizer(tokenizer_from or path)
         row_sets = {name: list(rows)[: evaluation.rows] for name, rows in row_sets.items()}
         answers, no_room = _answers(model, tokenizer, evaluation, row_sets)
-        scores: dict[str, float] = {}
-        if evaluation.kind == "exact_match":
-            for name, rows in row_sets.items():
-                right = [
-                    evaluation.correct(a, r.response)
-                    for a, r in zip(answers[name], rows, strict=True)
-                    if r.response is not None
-                ]
-                if right:
-                    scores[name] = sum(right) / len(right)
+        right = _right(evaluation, answers, row_sets) if evaluation.kind == "exact_match" else {}
+        scores = {name: sum(each) / len(each) for name, each in right.items()}
+        scored_rows = {name: len(each) for name, each in right.items()}
         main = row_sets["exact_match"]
-        scores |= _likelihoods(model, tokenizer, evaluation, main, max_length, folder, teacher, is_teacher)
+        likelihoods, num_rows = _likelihoods(
+            model, tokenizer, evaluation, main, max_length, folder, teacher, is_teacher
+        )
+        scores, scored_rows = scores | likelihoods, scored_rows | dict.fromkeys(likelihoods, num_rows)
         speed = {"runtime": model.name, "device": model.device}
         speed |= model.speed() if evaluation.speed else {}
         parameters = _parameters(model) if runtime == "transformers" else None
-    facts = {"bytes": package_bytes(path), "parameters": parameters, "scores": scores, "speed": speed}
+    facts = {
+        "bytes": package_bytes(path),
+        "parameters": parameters,
+        "scores": scores,
+        "scored_rows": scored_rows,
+        "speed": speed,
+    }
     notes = [f"{no_room} prompts leave no room for an answer; they count as wrong."] if no_room else []
     write_whole(folder / "notes.json", json.dumps(notes))
     write_whole(folder / "answers.json", json.dumps(answers))
@@ -116,17 +133,31 @@ def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> tuple[dict[s
     return answers, no_room
 
 
+def _right(evaluation: ExactMatch, answers: Mapping[str, Sequence[str]], row_sets) -> dict[str, list[bool]]:
+    """Of each set with any, whether the answers are right, to the rows that have one to compare with."""
+    right = {
+        name: [
+            evaluation.correct(a, r.response)
+            for a, r in zip(answers[name], rows, strict=True)
+            if r.response is not None
+        ]
+        for name, rows in row_sets.items()
+    }
+    return {name: each for name, each in right.items() if each}
+
+
 def _likelihoods(
     model, tokenizer, evaluation, rows, max_length: int, folder: Path, teacher: Path | None, is_teacher: bool
-) -> dict[str, float]:
-    """bits_per_byte of the references, and divergence and agreement with the teacher at the same positions.
+) -> tuple[dict[str, float], int]:
+    """bits_per_byte of the references, and divergence and agreement with the teacher at the same positions; of how
+    many rows they are.
 
     Bits per byte are taken over all tokens of a response, its end included, and over the response's UTF-8 bytes.
     A row counts up to `max_length` tokens, and its bytes up to there.
     """
     ids, positions, num_bytes = _scored_positions(tokenizer, rows, max_length, evaluation.positions)
     if not ids:
-        return {}
+        return {}, 0
     with bar("likelihoods", 1) as advance:
         logprobs_NV = model.logprobs(ids, positions)
         advance(1)
@@ -139,7 +170,7 @@ def _likelihoods(
         write_whole(folder / "where", where)
     elif teacher is not None and (teacher / "where").exists() and (teacher / "where").read_text() == where:
         scores |= divergence(np.load(teacher / "logprobs.npy", mmap_mode="r"), logprobs_NV)
-    return scores
+    return scores, len(ids)
 
 
 def _scored_positions(tokenizer, rows, max_length: int, limit: int) -> tuple[list[list[int]], list[list[int]], int]:

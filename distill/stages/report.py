@@ -11,6 +11,7 @@ from distill.run_folder import RunFolder
 from distill.stages._card import write_card
 from distill.stages._figure import curves, loss_svg, quality_svg
 from distill.stages._number import MISSING, digits, duration, is_finite, mebibytes, score, scores_of, size
+from distill.stages._rehearsed import banner
 from distill.stages._samples import side_by_side
 from distill.stages._table import print_table
 
@@ -43,21 +44,24 @@ def write_report(run: Path) -> Path:
 
 def page_of(folder: RunFolder) -> dict[str, Any]:
     """What the template shows, under the names that it uses."""
-    task = folder.task
+    task, warning = folder.task, banner(folder.recipe)
     return {
+        "banner": warning,
         "name": folder.name,
         "folder": folder.path.name,
         "start": folder.start,
         "recipe": folder.recipe,
         "recipe_text": folder.recipe_text,
         "seed": folder.scores.get("seed", folder.start.get("seed")),
-        "headline": headline(folder.models, task),
-        "tiles": tiles(folder.models, task),
+        # figures of random weights recommend nothing
+        "headline": "" if warning else headline(folder.models, task),
+        "tiles": [] if warning else tiles(folder.models, task),
         "quality": _pair(quality_svg, folder.models, task) if task else [],
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if _first(folder.models, k)],
         "columns": scores_of(folder.models, task),
         "rows": score_rows(folder.models, task),
         "proofs": folder.verification,
+        "proofs_have_detail": any(proof.get("detail") for proof in folder.verification),
         "losses": _pair(loss_svg, folder.metrics),
         "curves": list(curves(folder.metrics)),
         "samples": side_by_side(folder.samples),
@@ -96,10 +100,11 @@ def headline(models: Sequence[Mapping[str, Any]], task: str | None) -> str:
     of_teacher = _value(teacher, task)
     if shown.unit == "%" and is_finite(of_teacher) and of_teacher > 0:
         said += f": {100 * value / of_teacher:.0f} % of what the teacher reaches"
-    elif is_finite(of_teacher):
-        said += f"; the teacher reaches {shown.show(of_teacher)}"
     if is_finite(teacher.get("bytes")) and teacher["bytes"] > chosen["bytes"]:
         said += f", {_times(teacher['bytes'], chosen['bytes'])} times smaller"
+        said += "" if shown.unit == "%" else " than the teacher"
+    if shown.unit != "%" and is_finite(of_teacher):
+        said += f"; the teacher reaches {shown.show(of_teacher)}"
     # no line break between a figure and its unit
     return f"{said}.".replace(" %", "\u00a0%").replace(" times", "\u00a0times")
 

@@ -159,7 +159,9 @@ def notes(sources: Counter[str], teacher: str, samples: int = 1) -> list[str]:
     said = [words.format(sources[source], teacher) for source, words in NOT_LEARNT_FROM.items() if sources[source]]
     if sources[CUT]:
         by = "teacher.max_new_tokens, training.max_length, context"
-        said.append(f"{sources[CUT]} answers of {teacher} were cut ({by}); they do not end.")
+        one = sources[CUT] == 1
+        what, end = ("answer", "was cut ({}); it does") if one else ("answers", "were cut ({}); they do")
+        said.append(f"{sources[CUT]} {what} of {teacher} {end.format(by)} not end.")
     return said
 
 

@@ -8,9 +8,11 @@ import json
 import pytest
 
 from distill import _hydra
+from distill.encoding import load_tokenizer
 from distill.errors import DistillError
 from distill.recipe import parse
-from distill.rehearsal.check import check_rehearsal
+from distill.rehearsal._sources import source
+from distill.rehearsal.check import check_rehearsal, gated_unproven
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ SHIPPED = [
     ),
     pytest.param(
         ["recipe=gpt2xl_to_gpt2", "hardware=9xfoo-12gb"],
-        ["hardware=9xfoo-12gb", "no device 'foo-12gb'", "h100-80gb", "Describe any other one: hardware=4xmine:"],
+        ["hardware=9xfoo-12gb", "no device 'foo-12gb'", "h100-80gb", "Describe any other one:", "hardware='4xmine:"],
         id="a device that nobody knows",
     ),
     pytest.param(
@@ -117,6 +119,16 @@ SHIPPED = [
         ["recipe=gpt2xl_to_gpt2", "student.layers=[0,5,12]", "compression=[bf16]"],
         ["student.layers", "0 to 11", "12"],
         id="layers that the student does not have",
+    ),
+    pytest.param(
+        ["recipe=math_assistant", "student.model=Qwen/Qwen2.5-1.5B", "student.revision=null"],
+        ["tokenizers of teacher and student differ", "Qwen2.5-7B-Instruct", "Qwen2.5-1.5B-1", "loss=text"],
+        id="a base student of a chat teacher, with another end",
+    ),
+    pytest.param(
+        ["recipe=opt175b_to_1b3", "teacher.model=facebook/opt-175b"],
+        ["teacher.model=facebook/opt-175b: no hub has the weights of OPT 175B", "checkpoints/opt-175b", "on request"],
+        id="weights that no hub has",
     ),
 ]
 
@@ -146,6 +158,124 @@ def test_a_template_that_refuses_the_datas_turns(stopped, chat_recipe, chat_mode
     file = chat_model / "chat_template.jinja"
     file.write_text(refuses + file.read_text())
     stopped(*chat_recipe, words=["chat template", "one turn only", "user, assistant, user"])
+
+
+def test_a_template_that_drops_system_turns(stopped, chat_recipe, chat_model, dialogues):
+    file = chat_model / "chat_template.jinja"
+    planted = "{% for message in messages if message['role'] != 'system' %}"
+    file.write_text(file.read_text().replace("{% for message in messages %}", planted, 1))
+    row = json.loads(dialogues.read_text().splitlines()[0])
+    turns = [{"role": "system", "content": "You work for a parcel service."}, *row["messages"]]
+    dialogues.write_text("".join(json.dumps({"messages": turns, "number": n}) + "\n" for n in range(40)))
+    stopped(*chat_recipe, words=["chat template", "system said", "You work for a parcel service."])
+
+
+def test_a_template_without_a_generation_prompt(stopped, chat_recipe, chat_model):
+    file = chat_model / "chat_template.jinja"
+    file.write_text(file.read_text().partition("{% if add_generation_prompt %}")[0])
+    stopped(*chat_recipe, words=["chat_model", "no generation prompt", "'<|assistant|>'", "chat_template.jinja"])
+
+
+def test_tokens_that_the_embedding_has_no_row_for(stopped, chat_recipe, chat_model):
+    tokenizer = load_tokenizer(chat_model)
+    num_rows = len(tokenizer)
+    tokenizer.add_tokens(["parcel"])
+    tokenizer.save_pretrained(chat_model)
+    words = ["chat_model", f"{num_rows + 1} tokens", f"{num_rows} rows", "'parcel'", "resize_token_embeddings"]
+    stopped(*chat_recipe, words=words)
+
+
+def test_rotary_positions_of_an_unknown_kind(stopped, chat_recipe, chat_model):
+    config = json.loads((chat_model / "config.json").read_text())
+    rope = {"rope_type": "yarnn", "rope_theta": 10_000.0, "factor": 2.0}
+    (chat_model / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+    stopped(*chat_recipe, words=["teacher.model", "'yarnn'", "yarn, longrope"])
+
+
+def test_prompts_that_are_all_too_long(stopped, chat_recipe, chat_model, dialogues):
+    lines = [json.loads(line) for line in dialogues.read_text().splitlines()]
+    for line in lines:
+        line["messages"][0]["content"] = "My parcel is late. " * 20
+    dialogues.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # 40 dialogues, a tenth of them held out; none is without an answer
+    words = ["No row is left", "of 36, 36 have prompts", "training.max_length=160.", "Raise training.max_length"]
+    said = str(stopped(*chat_recipe, "teacher.responses=data", words=words))
+    assert "no answer" not in said
+
+
+NOTICED = [
+    pytest.param(
+        ["recipe=low_resource_news", "training.max_length=64"],
+        # 2210 characters of an article at 4 to a token, and the question of the template
+        ["training.max_length=64", "about 580 tokens", "left out"],
+        id="rows longer than what is learnt of one",
+    ),
+    pytest.param(
+        ["recipe=math_assistant", "teacher.max_new_tokens=16"],
+        ["teacher.max_new_tokens=16", "estimated at", "cut,final_answer", "drop"],
+        id="answers that the filters would drop",
+    ),
+    pytest.param(
+        ["recipe=math_assistant", "data.eval_split=train"],
+        ["data.eval_split=train", "openai/gsm8k", "memorised"],
+        id="evaluation on the training split",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), NOTICED)
+def test_what_is_likely_a_mistake_is_said_and_stops_nothing(compose, overrides, words):
+    (said,) = check_rehearsal(compose(*overrides))
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("recipe", ["low_resource_news", "math_assistant", "customer_service_chat", "code_assistant"])
+def test_nothing_is_said_against_a_recipe_as_it_stands(compose, recipe):
+    assert check_rehearsal(compose(f"recipe={recipe}")) == ()
+
+
+def test_rows_that_are_all_the_same_are_said(compose, chat_recipe, dialogues):
+    """As those of the fixture are: forty numbers, one conversation."""
+    # a tenth of them is held out
+    (said,) = check_rehearsal(compose(*chat_recipe))
+    assert "All 36 training rows are the same prompt with the same answer" in said
+    lines = [json.loads(line) for line in dialogues.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["messages"][2]["content"] = f"It is number {number}."
+    (dialogues.parent / "others.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert check_rehearsal(compose(*chat_recipe, f"data.path={dialogues.parent / 'others.jsonl'}")) == ()
+
+
+def _said_of(compose, recipe, model):
+    return [words for words in check_rehearsal(compose(*recipe)) if words.startswith(f"{model.name}:")]
+
+
+def test_a_template_that_ends_no_answer_is_said(compose, chat_recipe, chat_model):
+    assert _said_of(compose, chat_recipe, chat_model) == []
+    file = chat_model / "chat_template.jinja"
+    file.write_text(file.read_text().replace("{{ '<|end|>' }}", "", 1))
+    (said,) = _said_of(compose, chat_recipe, chat_model)
+    assert "puts nothing after an answer" in said and "'<|end|>'" in said
+
+
+def test_an_end_in_the_configuration_that_is_not_the_tokenizers_is_said(compose, chat_recipe, chat_model):
+    tokenizer = load_tokenizer(chat_model)
+    file, other = chat_model / "generation_config.json", tokenizer.convert_tokens_to_ids("<|user|>")
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "eos_token_id": other}))
+    (said,) = _said_of(compose, chat_recipe, chat_model)
+    assert all(word in said for word in (f"{other} ('<|user|>')", "generation_config.json", "'<|end|>'"))
+    file.write_text(json.dumps({**config, "eos_token_id": [other, tokenizer.eos_token_id]}))
+    assert _said_of(compose, chat_recipe, chat_model) == []
+
+
+def test_tokens_without_a_row_that_no_row_uses_are_said(compose, chat_recipe, chat_model):
+    tokenizer = load_tokenizer(chat_model)
+    num_tokens = len(tokenizer)
+    tokenizer.add_tokens(["<|image|>"])
+    tokenizer.save_pretrained(chat_model)
+    (said,) = _said_of(compose, chat_recipe, chat_model)
+    assert f"{num_tokens + 1} tokens, its embedding {num_tokens} rows" in said
 
 
 def test_answers_that_are_the_prompts(stopped, tmp_path):
@@ -224,6 +354,14 @@ def test_a_gated_repository_without_a_token(stopped, monkeypatch, tmp_path):
     stopped("recipe=llama2_70b_to_7b", words=words)
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     stopped("recipe=llama2_70b_to_7b", "training.max_length=9999", words=["training.max_length=9999"])
+
+
+def test_a_repository_that_may_be_gated_is_not_proven(monkeypatch):
+    monkeypatch.setattr("distill.rehearsal.check.has_token", lambda: False)
+    models = ["mistralai/Mistral-7B-v0.1", "mistralai/Mistral-Small-24B-Base-2501", "meta-llama/Llama-2-7b-hf"]
+    said = gated_unproven([source("student.model", model, None) for model in models])
+    why = "gated, and there is no token here"
+    assert [words.partition(": it ")[2] for words in said] == [f"was for a time, and may be, {why}", f"is {why}"]
 
 
 def test_an_architecture_that_nobody_knows(stopped, chat_recipe, chat_model):

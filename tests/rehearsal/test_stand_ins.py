@@ -9,10 +9,11 @@ from distill import _hydra
 from distill.encoding import load_tokenizer, tokenizer_hash
 from distill.errors import RecipeError
 from distill.family.reading import near_names, read_known
-from distill.recipe import parse
+from distill.recipe import YOURS, parse
 from distill.rehearsal._data import sample
 from distill.rehearsal._sources import CLOSED, Source, source, teacher_sources
 from distill.rehearsal._tokenizers import tokenizers_for
+from distill.rehearsal.check import check_rehearsal
 from distill.rehearsal.recipe import rehearsed
 from distill.stages._local_teacher import among, likeliest, num_ids
 
@@ -78,6 +79,28 @@ def test_the_rehearsed_recipe_asks_for_the_same_with_less(tmp_path):
     assert student["num_key_value_heads"] == student["num_attention_heads"]  # all of them in the 7B
     assert teacher["rope_parameters"]["rope_theta"] == 10_000
     assert load_tokenizer(made.student.model).tokenize("x")[0].startswith("▁")
+
+
+def test_a_teacher_that_is_still_to_be_named_is_of_our_own_shape(tmp_path):
+    recipe = composed("recipe=customer_service")
+    assert recipe.teacher.model == YOURS
+    assert check_rehearsal(recipe) == ()
+    made = made_of(recipe, tmp_path)
+    (said,) = [words for words in made.not_proven if words.startswith("teacher.model is left to you")]
+    assert "with teacher.model=… yours is rehearsed" in said and "its own tokenizer" not in " ".join(made.not_proven)
+    config = json.loads((tmp_path / made.recipe.teacher.model / "config.json").read_text())
+    assert config["model_type"] == "llama" and config["num_key_value_heads"] < config["num_attention_heads"]
+    # the run itself needs a name, and is told where one comes from
+    with pytest.raises(RecipeError, match=r"give teacher.model=FOLDER \(recipe=customer_service_teacher makes"):
+        parse(_hydra.compose(["recipe=customer_service"]).config)
+    named = composed("recipe=customer_service", "teacher.model=openai-community/gpt2")
+    assert named.teacher.model == "openai-community/gpt2"
+
+
+@pytest.mark.parametrize(("until", "judged"), [("train", False), ("compress", False), ("verify", True)])
+def test_a_limit_that_no_stage_asks_for_is_not_listed(tmp_path, until, judged):
+    made = made_of(composed("recipe=gpt2xl_to_gpt2", f"until={until}"), tmp_path)
+    assert any("max_kl_nats" in words for words in made.not_proven) is judged
 
 
 def _places(recipe):
@@ -156,7 +179,7 @@ def test_rows_that_pad_an_embedding_are_never_answered(tiny_teacher):
 
 
 def test_near_names_are_of_the_family_that_was_meant():
-    assert "Near names: Qwen/Qwen3" in str(near_names("Qwen/Qwen3-7B"))
+    assert "did you mean Qwen/Qwen3-" in str(near_names("Qwen/Qwen3-7B"))
     assert near_names("somebody/model-of-theirs") is None
     with pytest.raises(RecipeError, match="OPT was published in 125M"):
         read_known("facebook/opt-3b", None, "teacher.model")

@@ -48,7 +48,7 @@ def test_metadata_says_what_is_known_and_no_more(run, package):
     assert {"distillation", "gguf_q8_0"} <= set(card.data.tags)
     assert card.data.license is None and card.data.base_model is None and card.data.datasets is None
     assert "No licence is stated" in card.text and "llama-cli -m model-q8_0.gguf" in card.text
-    assert "ollama" not in card.text and "pip install" not in card.text
+    assert "ollama" not in card.text and "pip install xllamacpp\n" in card.text
     (package / "Modelfile").touch()
     assert "ollama create my-model -f Modelfile" in card_of(package, run, "gguf_q8_0").text
 
@@ -190,6 +190,51 @@ def test_the_snippet_of_an_adapter_alone_runs(run, package, tiny_teacher):
     card = card_of(package, run, "lora")
     assert card.data.library_name == "peft" and str(tiny_teacher) in card.text
     assert run_snippet(card.text, package).strip()
+
+
+def test_a_rehearsal_s_card_claims_no_model_no_data_and_no_licence(run, package):
+    edit_recipe(
+        run,
+        ("until: report", "until: report\nrehearse: true"),
+        ("student: {", "student: {model: meta-llama/Llama-3.2-1B, "),
+        ("data: {", "data: {path: org/questions, "),
+    )
+    card = card_of(package, run, "bf16")
+    before_any_heading = card.text.partition("## ")[0]
+    assert "> **Rehearsal: tiny random models of the same architectures; no figure here means" in before_any_heading
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, None)
+    assert card.data.license_name is None and card.data.tags == ["rehearsal", "bf16"] and card.data.metrics is None
+    assert "learned from" not in card.text and "started from" not in card.text
+    assert 'must begin with "Llama"' not in card.text
+    edit_recipe(run, ("rehearse: true", "rehearse: false"))
+    card = card_of(package, run, "bf16")
+    assert "Rehearsal" not in card.text and card.data.base_model == "meta-llama/Llama-3.2-1B"
+
+
+def test_the_command_ends_where_it_ends(run, package):
+    change_start(run, command="python -m distill ")
+    assert "```\npython -m distill\n```" in card_of(package, run, "bf16").text
+
+
+def change_start(run: Path, **values) -> None:
+    lines = [json.loads(line) for line in (run / "record.jsonl").read_text().splitlines()]
+    changed = [{**line, **values} if line["event"] == "start" else line for line in lines]
+    (run / "record.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_snippet_of_a_gguf_runs(run, package, tiny_teacher, tmp_path, chat):
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    from distill.compression.gguf_q8_0 import GgufQ8_0
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_teacher, checkpoint)
+    if not chat:
+        (checkpoint / "chat_template.jinja").unlink()
+    GgufQ8_0(kind="gguf_q8_0").make(checkpoint, package)
+    text = card_of(package, run, "gguf_q8_0").text
+    assert ("handle_chat_completions" in text) is chat
+    assert isinstance(run_snippet(text, package), str)
 
 
 @pytest.mark.parametrize(("setting", "words"), [("load_in_8bit", "8-bit weights"), ("load_in_4bit", "4-bit weights")])

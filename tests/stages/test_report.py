@@ -354,6 +354,47 @@ def test_the_headline_compares_with_the_teacher(run):
     assert "−1.8" in [tile["value"] for tile in report.tiles(worse, "exact_match")]
 
 
+def test_without_a_share_it_is_the_package_that_is_smaller():
+    models = [
+        {"name": "teacher", "kind": "teacher", "bytes": 3600, "scores": {"bits_per_byte": 2.37}},
+        {**model(1000, 2.41, task="bits_per_byte"), "name": "gguf_q8_0"},
+    ]
+    said = report.headline(models, "bits_per_byte").replace("\u00a0", " ")
+    assert said == (
+        "gguf_q8_0 reaches 2.41 bits per byte in 0.977 KiB, 3.6 times smaller than the teacher; the teacher reaches "
+        "2.37."
+    )
+
+
+def test_a_rehearsal_recommends_nothing(run):
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text.replace("until: report", "until: report\nrehearse: true"))
+    page = page_of(run)
+    said = "Rehearsal: tiny random models of the same architectures; no figure here means anything."
+    assert page.texts["banner"] == [said]
+    assert "headline" not in page.texts and "tiles" not in page.texts
+    whole = (run / "report.html").read_text()
+    assert whole.index(said) < whole.index("<section") and "package to take" not in whole
+    (run / "recipe.yaml").write_text(text)
+    assert "banner" not in page_of(run).texts and "headline" in page_of(run).texts
+
+
+def test_details_have_a_column_only_where_there_are_any(run):
+    def head():
+        return next(row for row in page_of(run).rows if row[0] == "package")
+
+    assert head()[-1] == "detail"
+    change(run / "verification.json", lambda proofs: [{**proof, "detail": ""} for proof in proofs])
+    assert head()[-1] == "bit-equal"
+    rows = {row[0]: row for row in page_of(run).rows if len(row) == len(head())}
+    assert rows["gguf_q8_0"][-1].strip() == "–" and "the other formats (–)" in (run / "report.html").read_text()
+
+
+def test_short_names_stay_whole(run):
+    page = (report.write_report(run)).read_text()
+    assert "gguf_q8_0</span></th>" in page and "baseline_<wbr>no_<wbr>teacher" in page
+
+
 def test_samples_show_right_and_wrong_and_join_equal_answers():
     def sample(number, right):
         answers = {"a": "1", "b": "1" if right[0] == right[1] else "2"}

@@ -126,7 +126,7 @@ def test_filters_leave_out_what_they_say_and_nothing_else(filters, left_out, scr
         words = {"cut": "were cut at teacher.max_new_tokens: left out", "no final answer": "no final answer"}
         words |= {"other answer": "another answer than the data's", "duplicate": "another answer to the same prompt"}
         assert f"{count} answers of scripted" in said and words.get(why, "are empty: left out") in said
-    assert ("they do not end" in said) == (4 not in left_out)
+    assert ("not end." in said) == (4 not in left_out)
 
 
 def test_a_duplicate_of_an_answer_that_was_left_out_is_kept(scripted):
@@ -163,7 +163,7 @@ def test_with_the_datas_answers_nobody_is_asked(scripted):
     assert notes_of(store) == [
         "1 prompts have no answer of scripted: left out.",
         "1 prompts do not fit the context of scripted: not asked, and left out.",
-        "1 answers of scripted were cut (teacher.max_new_tokens, training.max_length, context); they do not end.",
+        "1 answer of scripted was cut (teacher.max_new_tokens, training.max_length, context); it does not end.",
     ]
 
 
