@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from distill import _hydra, _submitting, distributed, shipped
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
+from distill._sigterm import EXIT_CODE, Terminated, ignore_sigterm, raise_at_sigterm
 from distill._slurm_tasks import srun_task, submitted_task
 from distill.errors import DistillError, RecipeError, StageFailed
-from distill.progress import console
+from distill.progress import console, quiet_libraries
 from distill.recipe import Recipe, parse
 
 INTERRUPTED = 130
@@ -32,19 +33,25 @@ NUM_TRACEBACK_LINES = 12
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits: 0 done, 1 a stage failed, 2 wrong recipe or argument, 130 interrupted."""
+    """Runs the command and exits.
+
+    0 done, 1 a stage failed, 2 the recipe or an argument is wrong, 130 interrupted, 143 ended by SIGTERM.
+    """
     typed = sys.argv[1:] if arguments is None else arguments
     distributed.started_by_hand()
+    raise_at_sigterm()
+    quiet_libraries()
     try:
         srun_task().announce()
         if distributed.several() and not distributed.join().leads:
             _follow(typed)
         code = _run_command(typed)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         # Hydra's launcher imports submitit at the moment in which it sends jobs off
         sent_off = "submitit" in sys.modules
-        _say(_submitting.STILL_RUNNING if sent_off else f"Interrupted. The same command goes on: {_command(typed)}")
-        code = INTERRUPTED
+        goes_on = _submitting.STILL_RUNNING if sent_off else f"The same command goes on: {_command(typed)}"
+        code, word = _interrupted(stop)
+        _say(f"{word} {goes_on}")
     except DistillError as error:
         _say_error(str(error))
         code = error.exit_code
@@ -60,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    ignore_sigterm()  # torchrun sends it to us as soon as another process has ended
     distributed.world().leave(code)
     sys.exit(code)
 
@@ -83,8 +91,8 @@ def _follow(typed: list[str], *, submitted: bool = False) -> NoReturn:
                 composed = _hydra.recompose(job["overrides"], args.config_dir)
                 _run_pipeline(parse(composed.config), Path(job["folder"]), ())
                 processes.share()
-    except KeyboardInterrupt:
-        processes.fail(INTERRUPTED, "Interrupted.")
+    except KeyboardInterrupt as stop:
+        processes.fail(*_interrupted(stop))
     except DistillError as error:
         processes.fail(error.exit_code, str(error))
     except Exception as error:
@@ -255,8 +263,8 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
         write_recipe(composed, run_folder / "recipe.yaml")
         processes.share({"overrides": list(composed.overrides), "folder": str(run_folder.resolve())})
         _run_pipeline(recipe, run_folder, composed.dropped)
-    except KeyboardInterrupt:
-        _note(run_folder, "Interrupted.")
+    except KeyboardInterrupt as stop:
+        _note(run_folder, f"{_interrupted(stop)[1]} The same command goes on.")
         raise
     except DistillError as error:
         _say_error(str(error))
@@ -273,6 +281,11 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
     report = run_folder / "report.html"
     _say(f"Report: {_shown(report)}" if report.is_file() else f"Run folder: {_shown(run_folder)}")
     return None
+
+
+def _interrupted(stop: KeyboardInterrupt) -> tuple[int, str]:
+    """(exit code, what to say) of Ctrl-C or of SIGTERM."""
+    return (EXIT_CODE, str(stop)) if isinstance(stop, Terminated) else (INTERRUPTED, "Interrupted.")
 
 
 def _portable(error: DistillError, run_folder: Path) -> DistillError:

@@ -3,11 +3,12 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distill.errors import DistillError, RecipeError
-from distill.progress import console
+from distill.progress import console, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """Exits with what `run` returns, with a DistillError's own code, 1 where the disk failed, 130 when interrupted."""
+    """Exits with what `run` returns, a DistillError's own code, 130 when interrupted, 1 for faults of disk or ours."""
+    quiet_libraries()
     try:
         code = run()
         sys.stdout.flush()
@@ -42,11 +44,17 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     except OSError as error:
         console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
         code = 1
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
+        console().print(said, style="red", markup=False, emoji=False)
+        code = 1
+        if os.environ.get("DISTILL_DEBUG") == "1":
+            traceback.print_exc()
     sys.exit(code)
 
 
 def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":
-    """Standard output; what is piped is not cut at 80 columns but has `pipe_width`."""
+    """Standard output; what is piped is not cut at 80 columns but has `pipe_width`, unless COLUMNS says another."""
     from rich.console import Console
 
     class Output(Console):
@@ -56,6 +64,6 @@ def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":
             raise
 
     out = Output(highlight=False, soft_wrap=soft_wrap)
-    if not out.is_terminal:
+    if not out.is_terminal and "COLUMNS" not in os.environ:
         out.width = max(out.width, pipe_width)
     return out

@@ -4,6 +4,7 @@ Hydra 1.3 refuses a key that no YAML names, exits 1 for its own errors and makes
 So keys get `++` here (pydantic alone judges them), and everything is composed once before Hydra runs.
 """
 
+import difflib
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from distill import shipped
-from distill._hydra_errors import explain, nearest
+from distill._dropped import drop_foreign_pins, given_twice
+from distill._hydra_errors import explain, nearest, without_header
 from distill._hydra_source import recipe_name, register
 from distill.errors import RecipeError
 from distill.recipe import GROUPS, fields_of, options_of
@@ -78,8 +80,11 @@ def for_hydra(typed: Sequence[str], config_dir: str | None = None) -> list[str]:
     with explain(typed):
         loader = _loader(config_dir)
         parser = OverridesParser.create(config_loader=loader)
-        folders = user_folders(typed, parser)
-        if folders and config_dir is not None:
+        # of several, Hydra takes the last
+        folders = user_folders(
+            [text for text in typed if text.lstrip("+").startswith("hydra.searchpath=")][-1:], parser
+        )
+        if config_dir is not None:
             folders.append(Path(config_dir) / "recipe")
         overrides = []
         for text in typed:
@@ -137,20 +142,19 @@ def _compose(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> Composed:
         raise RecipeError(f"A run needs a recipe; {nearest('', list(shipped.recipes()))}")
     settled = _resolved(config)
     if "recipe" in settled:
-        raise RecipeError(
-            f"recipe={recipe} does not begin with the line `# @package _global_`; without it, its keys land under "
-            "`recipe:` instead of at the top. Put it first in the file."
-        )
+        raise RecipeError(without_header(recipe))
     # a list of no options brings nothing, which means none
     settled.setdefault(MANY, {})
     settled["name"] = recipe_name(settled.get("name"), recipe)
     dropped: list[str] = []
-    if any(override.key_or_group in GROUPS for override in parsed):
+    if any(override.key_or_group.partition(".")[0] in GROUPS for override in parsed):
         own = [override for override in parsed if override.is_hydra_override() or override.key_or_group == "recipe"]
         texts = [override.input_line or "" for override in own]
-        recipes_own = _choices(loader.load_configuration("config", texts, run_mode=RunMode.RUN), own)
+        recipes_own = loader.load_configuration("config", texts, run_mode=RunMode.RUN)
         typed = [override.key_or_group for override in parsed]
-        dropped = _drop_foreign_keys(settled, choices, recipes_own, typed, recipe)
+        dropped = _drop_foreign_keys(settled, choices, _choices(recipes_own, own), typed, recipe)
+        dropped += drop_foreign_pins(settled, recipes_own, parsed, recipe)
+    dropped += given_twice(parsed)
     return Composed(settled, choices, tuple(dropped), tuple(overrides))
 
 
@@ -232,7 +236,7 @@ def _with_recipe_file(text: str, parser: OverridesParser, folders: Sequence[Path
         values = list(override.sweep_string_iterator())
         return "recipe=" + ",".join(_named_or_quoted(_unquoted(value), folders) for value in values)
     value = override.value()
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         raise RecipeError(f"{text}: a run needs a recipe; {nearest('', list(shipped.recipes()))}")
     return f"recipe={_named_or_quoted(value, folders)}"
 
@@ -241,14 +245,34 @@ def _named_or_quoted(value: str, folders: Sequence[Path]) -> str:
     file = _recipe_file(value, folders)
     if file is not None:
         return _quoted(file)
-    stem = value.removesuffix(".yaml")
-    if stem not in shipped.recipes() and ("/" in value or value != stem):
-        raise RecipeError(f"recipe={value}: there is no such file, seen from {Path.cwd()}.")
+    stem, path = value.removesuffix(".yaml"), Path(value).expanduser()
     names = list(shipped.recipe_files(folders))
-    if folders and stem not in names:
-        # Hydra would name the shipped ones alone
-        raise RecipeError(f"recipe={value}: no such recipe; {nearest(value, names)} A YAML file's path works too.")
-    return stem
+    if stem in names:
+        return stem
+    if path.is_dir():
+        raise RecipeError(f"recipe={value}: this folder holds no recipe.yaml. {_files_in(path)}")
+    if "/" in value or value != stem:
+        raise RecipeError(f"recipe={value}: there is no such file, seen from {Path.cwd()}{_near_files(path) or '.'}")
+    # Hydra would name the shipped ones alone, and no file
+    hint = _near_files(path.with_name(f"{path.name}.yaml"))
+    others = f"; {nearest(value, names)} A YAML file's path works too."
+    raise RecipeError(f"recipe={value}: no such recipe{hint or others}")
+
+
+def _near_files(wanted: Path) -> str:
+    """A question for YAML files beside `wanted` with nearly its name; empty where there are none."""
+    there = [file.name for file in _yaml_files(wanted.parent)]
+    near = difflib.get_close_matches(wanted.name, there, n=2, cutoff=0.8)
+    return f"; did you mean recipe={' or recipe='.join(str(wanted.with_name(name)) for name in near)}?" if near else ""
+
+
+def _files_in(folder: Path) -> str:
+    files = [str(file) for file in _yaml_files(folder)][:5]
+    return f"Name the file: recipe={' or recipe='.join(files)}." if files else "Give a YAML file, or a run's folder."
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.y*ml") if file.suffix in {".yaml", ".yml"})
 
 
 def _recipe_file(value: str, folders: Sequence[Path]) -> Path | None:

@@ -3,14 +3,17 @@
 import contextlib
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from distill import shipped
 from distill.errors import RecipeError
+from distill.recipe import GROUPS, takes
 
 FEW = 12
 """So many names are listed in full."""
@@ -54,15 +57,12 @@ def _explained(error: BaseException, typed: Sequence[str]) -> str:
     if text.startswith("Ambiguous value"):
         argument = re.search(r"'(.*)'", text)
         found = argument[1].lstrip("+") if argument else "a value with commas"
-        name, _, value = found.partition("=")
-        return (
-            f"{found} names several values.\n"
-            f"  one run for each:  python -m distill -m {found}\n"
-            f"  a list:            {name}=[{value}]\n"
-            f"  one text:          {name}=\"'{value}'\""
-        )
+        return _several_values(found, typed)
     if "requires --multirun" in text:
         return f"{text.replace('--multirun', '-m')}: put -m before it to run each of its values."
+    elsewhere = re.search(r"In 'recipe/(.*)': Could not override '[^'@]*@(?!_global_)", text)
+    if elsewhere:
+        return without_header(elsewhere[1])
     unused = re.search(r"Could not override '/?([^'@]*)'\. No match", text)
     if unused:
         return f"{unused[1]}: no such group; {nearest(unused[1], list(shipped.groups()))}"
@@ -75,6 +75,29 @@ def _explained(error: BaseException, typed: Sequence[str]) -> str:
     lines = [line.strip() for line in f"{error}\n{cause if cause is not error else ''}".splitlines()]
     lines = [line for line in lines if line and not line.startswith(("full_key:", "object_type="))]
     return "\n".join(dict.fromkeys(lines[:5])) or type(cause).__name__
+
+
+def without_header(recipe: str) -> str:
+    """What to do about a recipe that Hydra puts anywhere but at the top."""
+    return (
+        f"recipe={recipe} does not begin with the line `# @package _global_`; without it, its keys land under "
+        "`recipe:` instead of at the top. Put it first in the file."
+    )
+
+
+def _several_values(found: str, typed: Sequence[str]) -> str:
+    """For loss=a,b: every way to write it that this key can take."""
+    name, _, value = found.partition("=")
+    lines = [
+        f"{found} names several values.",
+        f"  one run for each:  python -m distill -m {' '.join(shlex.quote(text) for text in typed)}",
+    ]
+    with contextlib.suppress(yaml.YAMLError):
+        if name == "compression" or takes(name, yaml.load(f"[{value}]", Loader=get_yaml_loader())):
+            lines.append(f"  a list:            {name}=[{value}]")
+    if name not in GROUPS and takes(name, value):
+        lines.append(f"  one text:          {name}=\"'{value}'\"")
+    return "\n".join(lines)
 
 
 def _missing_option(error: MissingConfigException) -> str:

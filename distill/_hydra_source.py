@@ -103,9 +103,11 @@ def _run_subfolder(parent: str, name: str | None, recipe: str) -> str:
 
 
 def _help_recipes() -> str:
-    recipes = {name: textwrap.shorten(line, 92, placeholder=" …") for name, line in shipped.recipes().items()}
+    recipes = shipped.recipes()
     width = max(map(len, recipes), default=0)
-    return "".join(f"  {name:<{width}}  {line}\n" for name, line in recipes.items())
+    # of 80 columns; `python -m distill.recipes` says the whole
+    said = {name: textwrap.shorten(line, 76 - width, placeholder=" …") for name, line in recipes.items()}
+    return "".join(f"  {name:<{width}}  {line}\n" for name, line in said.items())
 
 
 def _help_groups() -> str:

@@ -65,6 +65,10 @@ def listed(name: str, file: Path, typed: Sequence[str] = ()) -> Listed:
         from distill import _hydra
 
         config = _hydra.compose([f"recipe={file}", *typed]).config
+        options = {group: config.get(group) for group in ("teacher", "student")}
+        wrong = next((name for name, one in options.items() if not isinstance(one, dict) or "kind" not in one), None)
+        if wrong:
+            raise RecipeError(f"{file} cannot be read: {wrong} is not an option with its keys.")
     return Listed(
         name=str(config.get("name") or name),
         file=file,
@@ -78,10 +82,10 @@ def listed(name: str, file: Path, typed: Sequence[str] = ()) -> Listed:
 
 def _plain(file: Path) -> dict[str, Any] | None:
     """The recipe as Hydra would compose it, each group with its `kind`; None for what only Hydra itself can read."""
-    text = file.read_text("utf-8")
     try:
+        text = file.read_text("utf-8")
         body = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}.") from None
     if not isinstance(body, dict) or "${" in text or not text.lstrip().startswith("# @package _global_"):
         return None
@@ -92,7 +96,7 @@ def _plain(file: Path) -> dict[str, Any] | None:
             return None
         choices = {**choices, **found}
     options = {group: _option(group, choices[group]) for group in GROUPS if isinstance(choices.get(group), str)}
-    if None in options.values():
+    if None in options.values() or not all(isinstance(body.get(group) or {}, dict) for group in options):
         return None
     return {**body, **{group: {**(kind or {}), **(body.get(group) or {})} for group, kind in options.items()}}
 

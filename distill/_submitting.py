@@ -10,7 +10,7 @@ from distill.errors import DistillError, RecipeError, StageFailed
 
 LAUNCHER = "hydra/launcher="
 NOTICE = "Jobs are sent off; what each says is in the folder .submitit/<job>/ of hydra.sweep.dir (outputs)."
-STILL_RUNNING = "Interrupted. Jobs that were sent off run on: squeue --me lists those of SLURM, scancel ends them."
+STILL_RUNNING = "Jobs that were sent off run on: squeue --me lists those of SLURM, scancel ends them."
 
 
 def check_launcher(overrides: Sequence[str], *, sweeps: bool) -> bool:

@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from distill.checkpoint import local_folder
 from distill.checks import check
 from distill.distributed import world
 from distill.errors import RecipeError, StageFailed, VerificationFailed
-from distill.example import Examples
+from distill.example import Example, Examples, fingerprint_of
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore
@@ -42,7 +42,7 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     record = RunRecord(folder, recipe=recipe.name, seed=recipe.seed)
     workspace = Workspace(record, store_folder())
     _same_disk()
-    for note in (*notes, *licence_notes(recipe), *examples.notes):
+    for note in (*notes, *licence_notes(recipe), *examples.notes, *_seen_in_training(recipe, examples)):
         workspace.note(note)
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
     for stage in STAGES[: STAGES.index(recipe.until) + 1]:
@@ -55,6 +55,24 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     if this.failed:
         said = "; ".join(f"{name}: {why}" for name, why in this.failed.items())
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
+
+
+def _seen_in_training(recipe: Recipe, examples: Examples) -> list[str]:
+    """A line where evaluation rows are training rows too. A rehearsal's sample is too small to be without repeats."""
+    trained = set() if recipe.rehearse else {_asked(row) for row in examples.train}
+    judged = examples.evaluation["exact_match"]
+    seen = sum(_asked(row) in trained for row in judged)
+    if not seen:
+        return []
+    return [
+        f"{seen} of {len(judged)} evaluation rows ask what training rows ask: scores on them show what was memorised. "
+        "data.eval_path=… gives others."
+    ]
+
+
+def _asked(row: Example) -> str:
+    """The prompt, which is what a student learns to answer; plain text has none."""
+    return fingerprint_of([replace(row, response=None) if row.prompt else row])
 
 
 def _same_disk() -> None:
@@ -151,6 +169,8 @@ class Run:
 
     def evaluate(self) -> None:
         """packages, teacher, baselines → scores"""
+        for note in evaluate.unanswered(self.recipe.evaluation, self.examples.evaluation):
+            self.workspace.note(note)
         teacher = self.recipe.teacher
         if teacher.kind == "hf":
             path = local_folder(teacher.model, teacher.revision)
@@ -170,14 +190,14 @@ class Run:
 
         results.write_curves({**self.models, **self.packages}, self.folder)
         results.write_samples(self.recipe.evaluation, self.examples.evaluation["exact_match"], self.scores, self.folder)
-        report = write_report(self.folder)
+        write_report(self.folder)
         for name in self.packages:
             write_card(self.folder / "packages" / name, run=self.folder, name=name)
         tracked = self.recipe.tracking.log_run(self.folder)
         if tracked:
             self.workspace.note(tracked)
         print_table(json.loads((self.folder / "scores.json").read_text()))
-        self.workspace.say("report", str(report))
+        self.workspace.say("report", "report.html, scores.json, model cards")
 
     def _verify_runtime(self, runtime: str, names: list[str]) -> None:
         student = self.models["student"]

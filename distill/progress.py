@@ -1,17 +1,54 @@
 """One line a stage and a bar for what takes longer; quiet where nobody watches."""
 
 import contextlib
+import logging
 import os
+import textwrap
+import warnings
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Advance = Callable[[int], None]
 
 
-def console():
-    """The terminal: standard error, so that what a command prints can be piped."""
+def console() -> "Console":
+    """The terminal: standard error, so that what a command prints can be piped. There, text breaks between words."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    class Terminal(Console):
+        """Wraps plain text itself: soft_wrap leaves that to the terminal, which breaks words."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            if self.is_terminal and len(objects) == 1 and isinstance(objects[0], str):
+                objects = (wrapped(objects[0], self.width),)
+            super().print(*objects, **how)
+
+    return Terminal(stderr=True, highlight=False, soft_wrap=True)
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` with its long lines broken between words. A line with a command stays whole: it is there to be copied."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip())) + "  " * line.lstrip().startswith("* ")
+        if len(line) <= width or "python -m" in line:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(
+                line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+            )
+    return "\n".join(lines) + "\n" * text.endswith("\n")
+
+
+def quiet_libraries() -> None:
+    """Keeps from the terminal what libraries say of each other: nobody who runs a recipe can do anything about it."""
+    # a kernel that it would fetch from the network; its own one is what we want (see runtime/bnb.py)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT asks transformers by a name that the latter has given up
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @contextlib.contextmanager

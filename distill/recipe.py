@@ -3,18 +3,21 @@
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from distill import shipped
 from distill.adapter import Adapter
 from distill.compression import Compression
 from distill.data import Data
 from distill.errors import RecipeError
 from distill.evaluation import Evaluation
+from distill.hardware import hardware_of
 from distill.loss import Loss
 from distill.option import STRICT
 from distill.student import Student
@@ -24,6 +27,8 @@ from distill.training import Training
 
 Stage = Literal["teach", "train", "compress", "verify", "evaluate", "report"]
 STAGES: tuple[str, ...] = typing.get_args(Stage)
+YOURS = "your own teacher"
+"""A rehearsal's `teacher.model` where the recipe leaves it to its user: a model of our own shape stands in."""
 
 GROUPS: dict[str, Any] = {
     "data": Data,
@@ -44,6 +49,12 @@ class Licence:
     accept: list[str] = dataclasses.field(default_factory=list)
 
 
+def _readable(hardware: str) -> str:
+    """`hardware` as it stands, which a plan can read. Raises RecipeError."""
+    hardware_of(hardware)
+    return hardware
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
     """One reproducible run; the only thing that stages see of Hydra."""
@@ -54,8 +65,9 @@ class Recipe:
     """The last stage to run; typing the command again without it goes on."""
     rehearse: bool = False
     """Tiny random models of the same architectures take the place of the checkpoints; two steps of each stage."""
-    hardware: Annotated[str, Field(pattern=r"^[1-9][0-9]*x[a-z0-9-]+$")] | None = None
-    """What it is meant to run on, such as 8xh100-80gb: for `distill.plan` and `distill.recipes`, decides nothing."""
+    hardware: Annotated[str, AfterValidator(_readable)] | None = None
+    """What it is meant to run on, such as 8xh100-80gb or "4xmine:memory_gb=48,…" (`distill.hardware`): for
+    `distill.plan` and `distill.recipes`, decides nothing."""
     licence: Licence = dataclasses.field(default_factory=Licence)
     data: Data
     teacher: Teacher
@@ -176,9 +188,9 @@ def parse(config: Mapping[str, Any]) -> Recipe:
     """
     try:
         # as JSON: strict types, yet objects become dataclasses and lists stay lists
-        return TypeAdapter(Recipe).validate_json(json.dumps(dict(config)))
+        return TypeAdapter(Recipe).validate_json(json.dumps(_with_a_teacher(config)))
     except ValidationError as error:
-        lines = [_describe(problem) for problem in error.errors(include_url=False)]
+        lines = [_describe(problem, str(config.get("name"))) for problem in error.errors(include_url=False)]
         shown, left_out = lines[:5], len(lines) - 5
         raise RecipeError("\n".join(shown) + (f"\n… and {left_out} more" if left_out > 0 else "")) from None
 
@@ -195,6 +207,30 @@ def fields_of(group: str, kind: str) -> set[str]:
     return {field.name for field in dataclasses.fields(options_of(group)[kind])}
 
 
+def takes(key: str, value: Any) -> bool:
+    """Whether `value` can stand for a dotted key in any option that has it; True for keys that cannot be told."""
+    *owners, name = key.split(".")
+    if not owners:
+        classes: list[Any] = [Recipe]
+    elif owners == ["training"] or owners == ["licence"]:
+        classes = [{"training": Training, "licence": Licence}[owners[0]]]
+    elif len(owners) == 1 and owners[0] in GROUPS:
+        classes = [*options_of(owners[0]).values()]
+    else:
+        return True
+    hints = [typing.get_type_hints(owner, include_extras=True) for owner in classes]
+    wanted = [hint[name] for hint in hints if name in hint]
+    return not wanted or any(_fits(value, kind) for kind in wanted)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
 def _whole_checkpoint(student: Any) -> bool:
     return student.kind == "pretrained" and student.layers is None
 
@@ -203,7 +239,15 @@ def _has_own_answers(data: Any) -> bool:
     return getattr(data, "labelled_rows", None) is not None
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
+def _with_a_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration; in a rehearsal a teacher that is still to be named is `YOURS`."""
+    teacher = config.get("teacher")
+    if config.get("rehearse") is True and isinstance(teacher, Mapping) and teacher.get("kind") in {"hf", "vllm"}:
+        return {**config, "teacher": {"model": YOURS, **teacher}}
+    return dict(config)
+
+
+def _describe(problem: Mapping[str, Any], recipe: str) -> str:
     """One line: which key, what was found, what is needed."""
     where = [str(part) for part in problem["loc"]]
     # pydantic puts the union's tag into the path ("loss", "jsd", "beta"); users write loss.beta
@@ -219,16 +263,34 @@ def _describe(problem: Mapping[str, Any]) -> str:
         keys = [k for k in known if k != "kind"]
         return f"{key}: no such key; {hint}" + (f"there are: {', '.join(keys)}." if keys else "this option has none.")
     if kind in {"missing", "missing_argument"}:
-        return f"{key}: is needed; give {key}=…"
+        return f"{key}: is needed; give {key}={_wanted(key, recipe)}"
     if kind == "union_tag_invalid":
         valid = sorted(options_of(where[0]))
         near = difflib.get_close_matches(str(found.get("kind")), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{key}: no option {found.get('kind')!r}; {hint}there are: {', '.join(valid)}."
+    if kind == "list_type":
+        one = isinstance(found, str | int | float)
+        return f"{key}={found!r}: a list is needed" + (f"; write {key}=[{found}]." if one else ".")
+    if kind == "literal_error" and isinstance(found, str):
+        near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}={found!r}: {hint}there are: {problem['ctx']['expected']}."
     message = problem["msg"].removeprefix("Value error, ")
     if kind in {"value_error", "dataclass_type"}:
-        return f"{key}: {message}."
+        # what names its key itself is a whole message
+        return message if message.startswith(f"{key}=") else f"{key}: {message}."
     return f"{key}={found!r}: {message[0].lower()}{message[1:]}."
+
+
+def _wanted(key: str, recipe: str) -> str:
+    """What to give for a key that is needed."""
+    if key not in {"teacher.model", "student.model"}:
+        return "…"
+    maker = f"{recipe}_teacher"
+    made = key == "teacher.model" and maker in shipped.recipes()
+    said = f"FOLDER (recipe={maker} makes outputs/{maker}/…/packages/bf16)" if made else "FOLDER"
+    return f"{said}, a checkpoint's, or a hub id such as Qwen/Qwen3-0.6B."
 
 
 def _keys_beside(location: tuple) -> set[str]:
@@ -237,4 +299,5 @@ def _keys_beside(location: tuple) -> set[str]:
         kind = location[2] if group == "compression" else location[1]
         return fields_of(group, str(kind))
     owner = {"training": Training, "licence": Licence}.get(str(group), Recipe) if len(location) > 1 else Recipe
-    return {field.name for field in dataclasses.fields(owner)}
+    # at the top stands the recipe's own name as well, which Hydra takes
+    return {field.name for field in dataclasses.fields(owner)} | ({"recipe"} if owner is Recipe else set())

@@ -81,16 +81,15 @@ class Workspace:
             if found:
                 self._finished(name, found, reused=True, why="sealed result exists", seconds=0.0)
                 return found
-            why = self._why_new(kind, settings, inputs)
+            why = self._why_new(kind, name, settings, inputs)
             scratch = scratch_of(path)
             resuming = scratch.exists()
             scratch.mkdir(parents=True, exist_ok=True)
             self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
             started = time.monotonic()
             measured = self._make_together(name, make, scratch) if together else self._make(name, make, scratch)
-            write_whole(
-                scratch / "settings.json", json.dumps({"settings": dict(settings), "inputs": dict(inputs)}, indent=1)
-            )
+            made_of = {"name": name, "settings": dict(settings), "inputs": dict(inputs)}
+            write_whole(scratch / "settings.json", json.dumps(made_of, indent=1))
             artifact = seal(scratch, Artifact(kind, path, made_from, inputs))
             seconds = round(time.monotonic() - started, 2)
             self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
@@ -175,22 +174,26 @@ class Workspace:
         went_on = f", from step {measured['resumed_from_step']}" if measured.get("resumed_from_step") else ""
         self.say(name, f"{'reused' if reused else 'made'}{time_taken}{went_on} ({why})")
 
-    def _why_new(self, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-        """What differs from the most similar artifact of this kind, in the recipe's words."""
+    def _why_new(self, kind: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        """What differs from the most similar artifact that was made under this name, in the recipe's words."""
         wanted = _flat({"settings": dict(settings), "inputs": dict(inputs)})
         nearest: list[str] | None = None
         for file in (self.store / kind).glob("*/settings.json"):
             if file.parent.suffix == ".scratch":
                 continue  # another run's, which may be sealed and gone before it is read
             try:
-                there = _flat(json.loads(file.read_text()))
+                there = json.loads(file.read_text())
             except FileNotFoundError:
                 continue  # pruned at this moment
+            # a sibling (another package, a baseline) is not what changed; older stores name nothing
+            if there.pop("name", None) != name:
+                continue
+            there = _flat(there)
             differing = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
             if nearest is None or len(differing) < len(nearest):
                 nearest = differing
         if nearest is None:
-            return "nothing made yet"
+            return "first of its kind"
         names = [key.removeprefix("settings.").removeprefix("inputs.") for key in nearest]
         return "new: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "") + " changed"
 

@@ -204,10 +204,12 @@ class TestRefusals:
             ("loss=jds", ["loss=jds", "did you mean jsd?", "reverse_kl"]),
             ("recipe=quikstart", ["recipe=quikstart", "did you mean quickstart?", "tuned"]),
             ("recipe=a/b.yaml", ["recipe=a/b.yaml", "no such file"]),
+            ("recipe=", ["a run needs a recipe", "tuned"]),
+            ("recipe=.", ["recipe=.", "holds no recipe.yaml"]),
             ("recipe=null", ["a run needs a recipe", "tuned"]),
             ("~recipe", ["A run needs a recipe"]),
-            ("loss=jsd,text", ["-m loss=jsd,text", "loss=[jsd,text]"]),
-            ("seed=1,2", ["-m seed=1,2", "seed=[1,2]"]),
+            ("loss=jsd,text", ["-m loss=jsd,text"]),
+            ("seed=1,2", ["-m seed=1,2"]),
             ("seed=range(3)", ["-m"]),
             ("loss=[jsd,text]", ["loss takes one option", "reverse_kl"]),
             ("loss=null", ["loss takes one option"]),
@@ -229,6 +231,8 @@ class TestRefusals:
         ("text", "said"),
         [
             ("seed: 1\n", ["# @package _global_", "bad.yaml"]),
+            ("defaults:\n  - override /data: local\n", ["# @package _global_", "bad.yaml", "Put it first"]),
+            ("# mine\n\ndefaults:\n  - override /loss: jsd\nseed: 1\n", ["# @package _global_", "bad.yaml"]),
             ("# @package _global_\nloss: {a: [\n", ["cannot be read", "line 3"]),
             ("# @package _global_\ndefaults:\n  - override /loss: jds\n", ["loss=jds", "jsd"]),
             ("# @package _global_\ndefaults:\n  - override /los: jsd\n", ["los: no such group", "did you mean loss?"]),
@@ -243,6 +247,44 @@ class TestRefusals:
     def test_recipes(self, text, said):
         message = refusal(f"recipe={write('bad.yaml', text)}")
         assert all(words in message for words in said), message
+
+    def test_a_sweep_is_suggested_with_the_whole_command(self):
+        message = refusal("recipe=tuned", "loss=jsd,text", "name=a b")
+        assert "python -m distill -m recipe=tuned loss=jsd,text 'name=a b'" in message
+        assert len(compose_sweep(["recipe=tuned", "loss=jsd,text", "name=a b"])) == 2
+
+    @pytest.mark.parametrize(
+        ("typed", "ways"),
+        [
+            ("loss=jsd,text", ["one run for each"]),
+            ("training.learning_rate=1e-3,2e-3", ["one run for each"]),
+            ("compression=bf16,bnb_nf4", ["one run for each", "a list"]),
+            ("licence.accept=a,b", ["one run for each", "a list"]),
+            ("student.layers=0,2", ["one run for each", "a list"]),
+            ("data.path=a,b", ["one run for each", "one text"]),
+            ("nobodys.key=a,b", ["one run for each", "a list", "one text"]),
+        ],
+    )
+    def test_only_ways_that_the_key_can_take_are_offered(self, typed, ways):
+        _, *offered = refusal("recipe=tuned", typed).splitlines()
+        assert [line.split(":")[0].strip() for line in offered] == ways
+
+    def test_a_file_that_is_nearly_meant_is_named(self):
+        write("tiny_math.yaml", SMALL)
+        write("folder/tuned_more.yaml", SMALL)
+        assert "did you mean recipe=tiny_math.yaml?" in refusal("recipe=tiny_math")
+        assert "did you mean recipe=tiny_math.yaml?" in refusal("recipe=tiny_mat.yaml")
+        assert "did you mean recipe=folder/tuned_more.yaml?" in refusal("recipe=folder/tuned_mor.yaml")
+        for folder in ("folder", "folder/", str(Path("folder").absolute())):
+            assert "tuned_more.yaml" in refusal(f"recipe={folder}")
+        # a name is a shipped recipe's first
+        write("tuned.yaml", SMALL + "seed: 9\n")
+        assert compose(["recipe=tuned"]).config["seed"] == 7
+
+    def test_a_recipe_of_the_config_folder_is_found(self):
+        write("mine/recipe/nested.yaml", "# @package _global_\nseed: 12\n")
+        assert compose(["recipe=nested"], config_dir="mine").config["seed"] == 12
+        assert "nested" in refusal("recipe=nestd", "hydra.searchpath=[file://mine]")
 
     def test_a_config_folder_that_is_not_there(self):
         with pytest.raises(RecipeError, match="no such folder"):

@@ -169,7 +169,7 @@ def test_an_unforeseen_error_leaves_its_traceback_in_the_logbook(work):
     assert "Traceback" in start(work, "recipe=mine.yaml", DOES="fault", DISTILL_DEBUG="1").stderr
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(work):
+def interrupt(work: Path, *signals: int) -> tuple[int, str]:
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", STAND_IN, "recipe=mine.yaml", "name=a"],
         cwd=work,
@@ -179,11 +179,51 @@ def test_ctrl_c_says_that_the_same_command_goes_on(work):
         text=True,
     )
     assert process.stdout.readline().startswith("ran")
-    process.send_signal(signal.SIGINT)
+    for number in signals:
+        process.send_signal(number)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert said == "Interrupted. The same command goes on: python -m distill recipe=mine.yaml name=a\n"
-    assert "Interrupted" in (runs(work)[0] / "logbook.md").read_text()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "word"),
+    [
+        ([signal.SIGINT], 130, "Interrupted."),
+        ([signal.SIGTERM], 143, "Ended by SIGTERM."),
+        # to the group and to the child: `timeout`, and srun with torchrun, send it twice
+        ([signal.SIGTERM, signal.SIGTERM], 143, "Ended by SIGTERM."),
+    ],
+)
+def test_ctrl_c_and_sigterm_say_that_the_same_command_goes_on(work, signals, code, word):
+    assert interrupt(work, *signals) == (
+        code,
+        f"{word} The same command goes on: python -m distill recipe=mine.yaml name=a\n",
+    )
+    [last] = (runs(work)[0] / "logbook.md").read_text().splitlines()
+    assert last.endswith(f"{word} The same command goes on.")
+
+
+def test_sigterm_ends_a_forked_child_without_a_word(work):
+    forks = """
+import os, signal, sys, time
+from distill._sigterm import raise_at_sigterm
+raise_at_sigterm()
+child = os.fork()
+if not child:
+    time.sleep(60)
+time.sleep(0.2)
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", forks], env=ENVIRONMENT, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("-15\n", "")
+
+
+def test_a_key_given_twice_is_said(work):
+    done = start(work, "recipe=mine.yaml", "seed=1", "seed=2")
+    assert done.returncode == 0, done.stderr
+    assert "ran text 2" in done.stdout
+    assert "note: seed=1 is dropped: seed=2 comes after it." in done.stdout
 
 
 def test_help_is_one_screen_with_every_recipe_and_option(work):

@@ -216,3 +216,26 @@ def test_adapters_train_and_their_packages_load(adapter, tiny_teacher, tiny_run_
     scores = numbers(run_folders(tmp_path)[0])
     assert all(scores[name][-1] for name in packages)
     assert scores["student"][3]["kl_to_teacher_nats"] < 0.2, "the student started as its teacher"
+
+
+def test_what_is_not_scored_and_what_was_trained_on_is_said(tmp_path, tiny_run_arguments):
+    rows = [{"prompt": f"What is {n} + {n}?", "response": str(2 * n)} for n in range(10)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = [*rows[:2], {"prompt": "What is 50 + 50?", "response": ""}, {"prompt": "And 7 - 7?", "response": "0"}]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    typed = ["data=local", "data.path=train.jsonl", "data.eval_path=eval.jsonl", "training.max_steps=2"]
+    kept = [
+        text for text in tiny_run_arguments if not text.startswith(("data.", "training.max_steps", "training.save"))
+    ]
+    ended = start(tmp_path, *kept, *typed, "baselines=[]", "compression=[bf16]", "compression.bf16.max_kl_nats=5")
+    _, said = ended.communicate(timeout=400)
+    assert ended.returncode == 0, said
+    (run,) = run_folders(tmp_path)
+    for place in (said, (run / "logbook.md").read_text()):
+        assert place.count("2 of 4 evaluation rows ask what training rows ask") == 1
+        assert place.count("1 of 4 evaluation rows (exact_match) have no answer to compare with") == 1
+    models = json.loads((run / "scores.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["teacher", "student", "bf16"]
+    assert all(model["scored_rows"] == dict.fromkeys(model["scores"], 3) for model in models), models
+    # nothing of this run is older: no reason names a sibling
+    assert "changed" not in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shlex
@@ -49,7 +50,7 @@ def test_the_recipes_of_the_mission_are_there():
 
 @EACH
 def test_it_says_what_it_is_meant_to_run_on(name):
-    from distill.planning.hardware import hardware_of
+    from distill.hardware import hardware_of
 
     recipe = recipe_of(name)
     hardware = hardware_of(recipe.hardware)
@@ -212,18 +213,47 @@ def test_who_teaches_whom(name, teachers, student):
 
 
 class TestCommand:
-    def run(self, *typed, cwd):
+    def run(self, *typed, cwd, columns=None):
         command = [sys.executable, "-m", "distill.recipes", *typed]
-        return subprocess.run(command, cwd=cwd, env=cli_environment(), capture_output=True, text=True, timeout=60)
+        environment = {k: v for k, v in cli_environment().items() if k != "COLUMNS"}
+        environment |= {"COLUMNS": str(columns)} if columns else {}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
-    def test_all_recipes_in_a_table(self, tmp_path):
+    def test_all_recipes_in_a_table_of_a_line_each_where_it_is_piped(self, tmp_path):
         ran = self.run(cwd=tmp_path)
         assert ran.returncode == 0, ran.stderr
         lines = ran.stdout.splitlines()
         for name, file in FILES.items():
             (line,) = [line for line in lines if line.split()[:1] == [name]]
-            assert shipped.first_comment(file)[:40] in line
+            assert shipped.first_comment(file) in line
         assert not list(tmp_path.iterdir()), "it writes nothing"
+
+    @pytest.mark.parametrize("columns", [60, 80])
+    def test_in_few_columns_each_has_lines_of_its_own_and_no_word_is_cut(self, tmp_path, columns):
+        ran = self.run(cwd=tmp_path, columns=columns)
+        lines = ran.stdout.splitlines()
+        assert max(map(len, lines)) <= columns
+        for name, file in FILES.items():
+            start = lines.index(name)
+            rest = lines[start + 1 : start + 8]
+            own = list(itertools.takewhile(lambda line: line.startswith("  "), rest))
+            assert shipped.first_comment(file) in " ".join(" ".join(own).split())
+
+    def test_what_cannot_be_read_is_a_line_and_the_others_are_listed(self, tmp_path):
+        own = tmp_path / "own"
+        own.mkdir()
+        (own / "mine.yaml").write_text("# @package _global_\n# mine\nseed: 41\n")
+        (own / "broken.yaml").write_text("# @package _global_\nteacher: [\n")
+        (own / "foreign.yaml").write_text("services: {web: 3}\n")
+        (own / "number.yaml").write_text("# @package _global_\nteacher: 3\n")
+        (own / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+        ran = self.run("hydra.searchpath=[file://own]", cwd=tmp_path)
+        names = {line.split()[0] for line in ran.stdout.splitlines() if line.strip()}
+        assert {"mine", *FILES} <= names and not {"broken", "foreign", "number", "bytes"} & names
+        said = ran.stderr.splitlines()
+        assert ran.returncode == 2 and len(said) == 4
+        for name in ("broken", "foreign", "number", "bytes"):
+            assert len([line for line in said if f"own/{name}.yaml" in line]) == 1, said
 
     def test_json_has_the_words_of_the_licences(self, tmp_path):
         ran = self.run("--json", cwd=tmp_path)

@@ -23,7 +23,7 @@ def rows_of(teacher: File) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     path = Path(teacher.path)
     if path.is_file() and path.suffix in {".jsonl", ".csv"}:
-        yield from read_rows(str(path), teacher.split)
+        yield from read_rows(str(path), teacher.split, asked_by="teacher.path")
         return
     count = 0
     try:

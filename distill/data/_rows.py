@@ -11,15 +11,19 @@ from distill.errors import DataError
 Row = tuple[str, dict[str, Any]]
 
 
-def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]:
+def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str = "data.path") -> Iterator[Row]:
     """(where, row) for each row of `path`. Class labels of a hub data set come as their names, not as numbers.
+
+    `asked_by`: the key that named `path`, for errors.
 
     Raises:
         DataError: no such file or data set, nothing in it, or a line that cannot be read (with its number).
     """
     file = Path(path)
+    if not path:
+        raise DataError(f"{asked_by} is empty; it takes a .jsonl, .csv or .parquet file, or a hub id.")
     if file.is_dir():
-        raise DataError(f"{path} is a folder; data.path needs a .jsonl, .csv or .parquet file, or a hub id.")
+        raise DataError(f"{path} is a folder; {asked_by} needs a .jsonl, .csv or .parquet file, or a hub id.")
     if file.is_file():
         readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
         if file.suffix not in readers:
@@ -28,9 +32,9 @@ def read_rows(path: str, split: str, subset: str | None = None) -> Iterator[Row]
             )
         rows = readers[file.suffix](file)
     elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise DataError(f"{path}: no such file. data.path takes a .jsonl, .csv or .parquet file, or a hub id.")
+        raise DataError(f"{path}: no such file. {asked_by} takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:
-        rows = _hub(path, split, subset)
+        rows = _hub(path, split, subset, asked_by)
     count = 0
     try:
         for row in rows:
@@ -82,15 +86,15 @@ def _parquet(file: Path) -> Iterator[Row]:
             yield f"{file}, row {number}", row
 
 
-def _hub(name: str, split: str, subset: str | None) -> Iterator[Row]:
+def _hub(name: str, split: str, subset: str | None, asked_by: str = "data.path") -> Iterator[Row]:
     import datasets
 
     try:
         rows = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub's client raises a dozen types: offline, gated, no such set, no such split
         raise DataError(
-            f"data.path={name}: no such file here, and the hub gave no split {split!r} of it "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}).{_advice(str(error))}"
+            f"{asked_by}={name}: no such file here, and the hub gave no split {split!r} of it "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}).{_advice(str(error), asked_by)}"
         ) from None
     labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(rows):
@@ -103,7 +107,7 @@ def _label(number: int | None, names: list[str]) -> str | None:
     return None if number is None or number < 0 else names[number]
 
 
-def _advice(error: str) -> str:
+def _advice(error: str, asked_by: str) -> str:
     """What helps against the commonest refusals of the hub's client, with a leading blank."""
     if "Config name is missing" in error:
         offered = error[error.find("[") : error.find("]") + 1]
@@ -111,6 +115,6 @@ def _advice(error: str) -> str:
     if "scripts are no longer supported" in error:
         return (
             " It comes as a program, which is never run here: choose a copy in parquet, or download its files and give "
-            "data.path=FILE."
+            f"{asked_by}=FILE."
         )
     return ""

@@ -78,14 +78,14 @@ class Local:
         Raises:
             DataError: a file is missing, empty or malformed, or a field does not exist.
         """
-        read = self._read(self.path, self.split, routed=True)
+        read = self._read(self.path, self.split, "data.path", routed=True)
         train = [row for row in read if row]
         if not train:
             raise DataError(f"{self.path}: none of its {len(read)} dialogues has a turn that answers another one.")
         left_out = len(read) - len(train)
         random.Random(self.shuffle_seed).shuffle(train)
-        if self.eval_path:
-            evaluation = self._read(self.eval_path, self.eval_split)
+        if self.eval_path is not None:
+            evaluation = self._read(self.eval_path, self.eval_split, "data.eval_path")
         else:
             held_out = min(500, max(1, len(train) // 10))
             evaluation, train = train[:held_out], train[held_out:]
@@ -101,15 +101,16 @@ class Local:
             notes=(f"{left_out} of {len(read)} dialogues have no turn that answers another one.",) if left_out else (),
         )
 
-    def _read(self, path: str, split: str, *, routed: bool = False) -> list[list[Example]]:
-        """The rows of a source, each as its examples: one, or a dialogue's turns, which may be none.
+    def _read(self, path: str, split: str, asked_by: str, *, routed: bool = False) -> list[list[Example]]:
+        """The rows of the source that the key `asked_by` names, each as its examples: one, or a dialogue's turns,
+        which may be none.
 
         `routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows.
         """
         field = self.teacher_field if routed else None
         subset = self.subset if path == self.path else None
         rows = []
-        for where, row in read_rows(path, split, subset):
+        for where, row in read_rows(path, split, subset, asked_by=asked_by):
             teacher = _text(row, field, where) if field else None
             rows.append([replace(example, teacher=teacher) for example in self._examples(row, where)])
         return rows

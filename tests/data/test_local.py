@@ -295,3 +295,17 @@ class TestHub:
             list(_hub(folder, "train", None))
         assert "data.subset" in str(refused.value) and "['main', 'other']" in str(refused.value)
         assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("eval_path", "found"), [("nothere.jsonl", "no such file"), ("", "is empty"), (".", "is a folder")]
+)
+def test_the_key_that_named_the_file_is_named(tmp_path, monkeypatch, eval_path, found):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    with pytest.raises(DataError) as refused:
+        Local(kind="local", path="train.jsonl", eval_path=eval_path).load()
+    assert found in str(refused.value)
+    assert "data.eval_path" in str(refused.value) and "data.path" not in str(refused.value)
+    with pytest.raises(DataError, match=r"data\.path"):
+        Local(kind="local", path=eval_path).load()
