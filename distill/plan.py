@@ -42,11 +42,15 @@ def _run(args: argparse.Namespace) -> int:
     composed = _hydra.compose(overrides, args.config_dir)
     for line in composed.dropped:
         console().print(line, markup=False, emoji=False)
-    recipe = parse(composed.config)
+    recipe, price = parse(composed.config), _price(own.get("price_per_gpu_hour"))
     # last, as it loads torch
     from distill.planning import plan
+    from distill.planning.together import together
 
-    made = plan(recipe, price_per_gpu_hour=_price(own.get("price_per_gpu_hour")))
+    made = together(
+        plan(recipe, price_per_gpu_hour=price),
+        lambda more: plan(parse(_hydra.compose([*overrides, *more], args.config_dir).config)),
+    )
     if args.json:
         print(json.dumps(made.as_dict(), indent=1))
     else:

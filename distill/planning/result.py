@@ -101,6 +101,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Changes with which every stage fits."""
+
+    overrides: str
+    """As they are typed."""
+    seconds: float
+    """Of all stages, afterwards."""
+
+    def __str__(self) -> str:
+        return f"{self.overrides} (then everything fits; {spoken_time(self.seconds)})"
+
+
+@dataclass(frozen=True)
 class Download:
     """Weights that a run fetches first."""
 
@@ -130,6 +143,8 @@ class Plan:
     price_per_gpu_hour: float | None
     assumptions: tuple[str, ...]
     licence: tuple[str, ...]
+    together: Together | None = None
+    """What makes all of it fit at once, where several stages ask for different changes; see `planning.together`."""
     refused: str | None = None
     """Why a run with one process for each device would not start, and what to change; None where it would."""
 
@@ -162,7 +177,8 @@ class Plan:
         wrong = [stage for stage in self.stages if not stage.fits]
         if wrong:
             more = f" (and {', '.join(stage.name for stage in wrong[1:])})" if len(wrong) > 1 else ""
-            return f"{self.hardware}: {wrong[0].said}{more}."
+            all_of_it = f". All together: {self.together}" if self.together else ""
+            return f"{self.hardware}: {wrong[0].said}{more}{all_of_it}."
         if not self.stages:
             return f"{self.hardware}: nothing to load: until=teach ends here, and no teacher is asked on this hardware."
         fullest = max(self.stages, key=lambda stage: stage.memory.total)

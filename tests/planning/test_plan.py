@@ -215,7 +215,7 @@ def test_json_has_the_keys_that_scripts_read():
         *("recipe", "hardware", "devices", "nodes", "device_bytes", "teacher_parameters", "student_parameters"),
         *("rows", "stages", "downloads", "store_bytes", "disk_bytes", "price_per_gpu_hour", "assumptions", "licence"),
         "refused",
-        *("fits", "hours", "node_hours", "gpu_hours", "price", "verdict"),
+        *("fits", "hours", "node_hours", "gpu_hours", "price", "verdict", "together"),
     }
     assert set(made["stages"][0]) == {
         *("name", "what", "layout", "memory", "available_bytes", "host_available_bytes", "change", "instead"),
