@@ -19,6 +19,7 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from distill import _hydra, _submitting, distributed, shipped
+from distill._command import INTERRUPTED, debugging, fault_of_ours
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
 from distill._sigterm import EXIT_CODE, Terminated, ignore_sigterm, raise_at_sigterm
@@ -27,7 +28,6 @@ from distill.errors import DistillError, RecipeError, StageFailed
 from distill.progress import console, quiet_libraries
 from distill.recipe import Recipe, parse
 
-INTERRUPTED = 130
 NUM_TRACEBACK_LINES = 12
 """Kept in the logbook; the end of a traceback says what happened."""
 
@@ -60,10 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
-        fault = f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
-        _say_error(str(_submitting.explained(error) or fault))
+        _say_error(str(_submitting.explained(error) or fault_of_ours(error)))
         code = 1
-        if _debugging():
+        if debugging():
             traceback.print_exc()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -78,7 +77,7 @@ def _follow(typed: list[str], *, submitted: bool = False) -> NoReturn:
     What is `submitted` was checked before, and has a log file of its own, in which it may speak.
     """
     processes = distributed.world()
-    if not submitted and not _debugging():
+    if not submitted and not debugging():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until this process ends)
     try:
         args = _arguments(typed)
@@ -96,7 +95,7 @@ def _follow(typed: list[str], *, submitted: bool = False) -> NoReturn:
     except DistillError as error:
         processes.fail(error.exit_code, str(error))
     except Exception as error:
-        if _debugging():
+        if debugging():
             traceback.print_exc()
         processes.fail(1, f"{type(error).__name__}: {error}")
     raise AssertionError("fail() ends this process")
@@ -269,7 +268,7 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
     except DistillError as error:
         _say_error(str(error))
         _note(run_folder, f"Stopped: {error}")
-        if _debugging():
+        if debugging():
             traceback.print_exception(error)
         return _portable(error, run_folder)
     except Exception as error:
@@ -318,7 +317,7 @@ def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> Distill
     said = f"{type(error).__name__}: {message[0] if message else 'no message'}"
     _say_error(said)
     _say(f"The traceback is in {_shown(run_folder / 'logbook.md')}. The same command goes on: {_command(typed)}")
-    if _debugging():
+    if debugging():
         traceback.print_exception(error)
     return _portable(StageFailed(said), run_folder)
 
@@ -337,10 +336,6 @@ def _shown(path: Path) -> str:
 
 def _command(typed: list[str]) -> str:
     return " ".join(["python -m distill", *(shlex.quote(text) for text in typed)])
-
-
-def _debugging() -> bool:
-    return os.environ.get("DISTILL_DEBUG") == "1"
 
 
 def _say(text: str, style: str = "") -> None:

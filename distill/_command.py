@@ -45,12 +45,21 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
         console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
         code = 1
     except Exception as error:
-        said = f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
-        console().print(said, style="red", markup=False, emoji=False)
+        console().print(fault_of_ours(error), style="red", markup=False, emoji=False)
         code = 1
-        if os.environ.get("DISTILL_DEBUG") == "1":
+        if debugging():
             traceback.print_exc()
     sys.exit(code)
+
+
+def fault_of_ours(error: Exception) -> str:
+    """What is said of an error that nobody foresaw."""
+    return f"{type(error).__name__}: {error}\nThis is a fault of distill. DISTILL_DEBUG=1 shows where it happened."
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return os.environ.get("DISTILL_DEBUG") == "1"
 
 
 def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":

@@ -5,30 +5,21 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, replace
+from typing import Any
 
 from distill.devices import DEVICES, NODE_LINK, Device, cpu
 from distill.errors import RecipeError
 
 DESCRIBED = {
-    "memory_gb": 1e9,
-    "bf16_tflops": 1e12,
-    "bandwidth_gb": 1e9,
-    "link_gb": 1e9,
-    "net_gb": 1e9,
-    "per_node": 1,
-    "host_gb": 1e9,
+    "memory_gb": ("memory_bytes", 1e9),
+    "bf16_tflops": ("bf16_flops", 1e12),
+    "bandwidth_gb": ("memory_bandwidth", 1e9),
+    "link_gb": ("link_bandwidth", 1e9),
+    "net_gb": ("node_link", 1e9),
+    "per_node": ("per_node", 1),
+    "host_gb": ("host_bytes", 1e9),
 }
-"""Words of a description → their unit."""
-FIELDS = {
-    "memory_gb": "memory_bytes",
-    "bf16_tflops": "bf16_flops",
-    "bandwidth_gb": "memory_bandwidth",
-    "link_gb": "link_bandwidth",
-    "net_gb": "node_link",
-    "per_node": "per_node",
-    "host_gb": "host_bytes",
-}
-"""The same words → what of a Device they say."""
+"""Words of a description → what of a Device they say, and in which unit."""
 EXAMPLE = "4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4"
 
 
@@ -152,16 +143,17 @@ def _described(asked: str, name: str, words: str) -> Device:
                 f"hardware={asked}: {word!r} is none of {', '.join(f'{known}=NUMBER' for known in DESCRIBED)}.\n"
                 f"An example: {typed(EXAMPLE)}"
             )
-        values[key] = float(value) * DESCRIBED[key]
+        field, unit = DESCRIBED[key]
+        values[field] = float(value) * unit
     if not values.get("per_node", 1.0).is_integer():
         raise RecipeError(f"hardware={asked}: per_node is a whole number of devices, 1 or more.")
     known = DEVICES.get(name)
-    needed = [key for key in ("memory_gb", "bf16_tflops", "bandwidth_gb") if key not in values]
+    needed = [key for key in ("memory_gb", "bf16_tflops", "bandwidth_gb") if DESCRIBED[key][0] not in values]
     if needed and not known:
         raise RecipeError(f"hardware={asked}: {', '.join(needed)} is needed too. An example: {typed(EXAMPLE)}")
-    fields = {FIELDS[key]: value for key, value in values.items()}
-    if "bf16_tflops" in values:
-        fields["float32_flops"] = values["bf16_tflops"] / 8
+    fields: dict[str, Any] = dict(values)
+    if "bf16_flops" in values:
+        fields["float32_flops"] = values["bf16_flops"] / 8
     if "per_node" in values:
         fields["per_node"] = int(values["per_node"])
     # what is not said: PCIe 4.0 x16; a workstation's memory, and its network's share for each device

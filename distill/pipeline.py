@@ -2,8 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from distill.checkpoint import local_folder
 from distill.checks import check
 from distill.distributed import world
 from distill.errors import RecipeError, StageFailed, VerificationFailed
-from distill.example import Example, Examples, fingerprint_of
+from distill.example import Example, Examples
 from distill.recipe import STAGES, Recipe
 from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore
@@ -70,9 +70,11 @@ def _seen_in_training(recipe: Recipe, examples: Examples) -> list[str]:
     ]
 
 
-def _asked(row: Example) -> str:
+def _asked(row: Example) -> Hashable:
     """The prompt, which is what a student learns to answer; plain text has none."""
-    return fingerprint_of([replace(row, response=None) if row.prompt else row])
+    if not row.prompt:
+        return row.prompt, row.response
+    return row.prompt if isinstance(row.prompt, str) else (json.dumps(row.prompt),)
 
 
 def _same_disk() -> None:

@@ -1,6 +1,6 @@
 """Placement: where the weights of a model that is asked lie, one device, all of a node, or the node's own memory too.
 
-`device_map=auto` fills the devices (`distill.runtime._loading.room_for_weights`) and leaves the rest in the machine's
+`device_map=auto` fills the devices (`distill.runtime._placement.room_for_weights`) and leaves the rest in the machine's
 memory, from where each pass over the model fetches it.
 """
 
@@ -11,12 +11,11 @@ from distill.hardware import Hardware
 from distill.planning.memory import process_bytes
 from distill.planning.model import BYTES, Model
 from distill.planning.weights import dtype_of, local_bytes
+from distill.runtime._placement import WEIGHTS_SHARE
 from distill.teacher.hf import Hf
 
 DISK_RATE = 1e9
 """Bytes per second at which checkpoints are read and written: an assumption."""
-WEIGHTS_SHARE = 0.8
-"""Of a device's free memory, see `distill.runtime._loading`."""
 
 
 @dataclass(frozen=True)

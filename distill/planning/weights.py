@@ -2,9 +2,8 @@
 
 from distill.planning.memory import NF4
 from distill.planning.model import BYTES, Model
-from distill.teacher.hf import Hf
+from distill.teacher.hf import SMALL_BYTES, Hf
 
-SMALL_BYTES = 200e6
 INT8 = 1.0
 
 

@@ -25,26 +25,26 @@ def read_causal_lm(folder: Path | str, **arguments: Any) -> Any:
 
     read: Any = AutoModelForCausalLM.from_pretrained  # gives a pair when it is asked what it found
     here = _here(folder)
-    language = _language_model(folder)
-    names = {} if language is None else {"config": language, "key_mapping": KEY_MAPPING}
+    language, is_part = language_config(folder)
+    names = {"config": language, "key_mapping": KEY_MAPPING} if is_part else {}
     arguments = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_report(), quiet():
         model, found = read(folder, **names, **here, **arguments)
-    _must_be_whole(folder, found, all_known=language is not None)
-    if language is not None:
+    _must_be_whole(folder, found, all_known=is_part)
+    if is_part:
         _forget_names(model)
     return model
 
 
-def _language_model(folder: Path | str) -> Any:
-    """The configuration of the language model in a checkpoint that reads images too; None of every other."""
+def language_config(folder: Path | str) -> tuple[Any, bool]:
+    """transformers' configuration of the language model in a checkpoint, and whether that is only a part of it."""
     from transformers import AutoConfig
 
     whole: Any = AutoConfig.from_pretrained(folder, **_here(folder))
     if not reads_more_than_text({"model_type": whole.model_type}):
-        return None
+        return whole, False
     values = text_part(whole.to_dict())
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+    return AutoConfig.for_model(values.pop("model_type"), **values), True
 
 
 def _here(folder: Path | str) -> dict[str, bool]:

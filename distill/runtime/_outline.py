@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distill.family.text_part import reads_more_than_text, text_part
+from distill.runtime._causal_lm import language_config
 
 
 def outline_of(folder: Path, **arguments: Any) -> Any:
@@ -13,12 +13,8 @@ def outline_of(folder: Path, **arguments: Any) -> Any:
         arguments: of `from_config`. Without a dtype it is what config.json names, which the weights need not have.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    whole = config.to_dict()
-    if reads_more_than_text(whole):
-        values = text_part(whole)
-        config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config, _ = language_config(folder)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **arguments).eval()

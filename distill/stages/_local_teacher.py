@@ -22,14 +22,13 @@ from distill.stages.teach import Question, Wanted
 from distill.targets import Layout
 from distill.targets.make import check_finite, joined, make
 from distill.targets.sampling import uniform_of
-from distill.teacher.hf import Hf
+from distill.teacher.hf import SMALL_BYTES, Hf
 
 if TYPE_CHECKING:
     import torch
 
     from distill.runtime.hf import Choose, Transformers
 
-SMALL_BYTES = 200_000_000
 LOGITS_BYTES = 64 << 20
 
 # N positions of a batch, B rows, D hidden size, V vocabulary

@@ -10,6 +10,9 @@ from distill.checkpoint import checkpoint_folder
 from distill.option import STRICT
 from distill.teacher._asking import Filter, Targets, decides
 
+SMALL_BYTES = 200_000_000
+"""Of stored weights: for fewer, dtype=auto is float32."""
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Hf:

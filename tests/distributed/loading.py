@@ -21,7 +21,6 @@ from torch import Tensor
 from distill import distributed
 from distill.adapter.lora import Lora
 from distill.adapter.none import NoAdapter
-from distill.errors import DistillError
 from distill.loss.text import Text
 from distill.runtime._outline import outline_of
 from distill.runtime.hf import load_model
@@ -32,6 +31,7 @@ from distill.stages._together import cut_models
 from distill.stages.train import _build
 from distill.student.pretrained import Pretrained
 from distill.student.scratch import Scratch
+from tests.distributed.processes import end_together
 
 ADAPTER = {"none": NoAdapter(kind="none"), "lora": Lora(kind="lora", rank=4)}
 
@@ -193,30 +193,16 @@ def order(folder: Path, case: dict, world: distributed.World) -> dict[str, Any]:
     return {"leader_had_read": found, "whole": not any(weight.is_meta for weight in model.parameters())}
 
 
-def main() -> int:
-    world = distributed.join()
+def cases(world: distributed.World) -> None:
     torch.set_num_threads(1)
     world.connect()
     world.on_failure = partial(print, file=sys.stderr, flush=True)
-    folder = Path(sys.argv[1])
-    try:
-        for case in json.loads(sys.argv[2]):
-            found = {"memory": memory, "fails": fails, "order": order}.get(case["name"], same)(folder, case, world)
-            told = world.gather(found)
-            if world.leads:
-                print(json.dumps(told), flush=True)
-    except DistillError as failed:
-        if not world.leads:
-            world.fail(failed.exit_code, str(failed))
-        print(failed, file=sys.stderr)
-        return failed.exit_code
-    return 0
+    for case in json.loads(sys.argv[2]):
+        found = {"memory": memory, "fails": fails, "order": order}.get(case["name"], same)
+        told = world.gather(found(Path(sys.argv[1]), case, world))
+        if world.leads:
+            print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
-    code = 1
-    try:
-        code = main()
-    finally:
-        distributed.world().leave(code)
-    sys.exit(code)
+    end_together(cases)

@@ -4,9 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from distill import distributed
+from distill.distributed import World
+from distill.errors import DistillError
 from tests.conftest import ROOT, cli_environment
 
 TRAINING = str(Path(__file__).with_name("training.py"))
@@ -52,6 +56,22 @@ def pair(arguments: Sequence[str], cwd: Path, **more: str) -> list[subprocess.Po
         )
         for rank in range(2)
     ]
+
+
+def end_together(run: Callable[[World], None]) -> NoReturn:
+    """Runs one of several processes, joined, and ends it as the command line would."""
+    code, world = 1, distributed.join()
+    try:
+        run(world)
+        code = 0
+    except DistillError as failed:
+        if not world.leads:
+            world.fail(failed.exit_code, str(failed))
+        print(failed, file=sys.stderr)
+        code = failed.exit_code
+    finally:
+        world.leave(code)
+    sys.exit(code)
 
 
 def ended(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 120) -> tuple[list[int], list[str]]:

@@ -26,6 +26,7 @@ from distill.stages._loading import Source, read_student
 from distill.targets.sampled import SampledTargets
 from distill.targets.sampling import systematic_draws
 from distill.training import Training
+from tests.distributed.processes import end_together
 from tests.stages.test_trainer import K, V, random_rows, rows_of, stored, top_k_targets
 
 DRAWS = 4
@@ -169,20 +170,10 @@ def _at(step: int, happens: Callable[[], None]) -> None:
     _trainer.DistillTrainer.compute_loss = stopped
 
 
-def main() -> int:
-    world = distributed.join()
-    try:
-        for each in json.loads(sys.argv[2]):
-            train_case(Path(sys.argv[1]), each)
-    except StageFailed as failed:
-        if not world.leads:
-            world.fail(failed.exit_code, str(failed))
-        print(failed, file=sys.stderr)
-        return failed.exit_code
-    return 0
+def cases(world: distributed.World) -> None:
+    for each in json.loads(sys.argv[2]):
+        train_case(Path(sys.argv[1]), each)
 
 
 if __name__ == "__main__":
-    code = main()
-    distributed.world().leave(code)
-    sys.exit(code)
+    end_together(cases)

@@ -216,10 +216,11 @@ def kind_of_targets(folders: Path, stages: dict) -> str:
     return json.loads(header.read_text())["kind"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("folders", checkpoints(), indirect=True)
-def test_a_family_goes_through_every_stage(folders):
-    # every package from an adapter's student, so that one fresh process verifies all of them
+def with_an_adapter(folders: Path) -> tuple[Path, dict]:
+    """A run of top-k targets with every compression that is allowed, all verified; its folder, and scores by model.
+
+    Every package is of an adapter's student, so that one fresh process verifies all of them.
+    """
     compressions = allowed(folders)
     assert set(compressions) >= {"bf16", "bnb_int8", "bnb_nf4", "bnb_nf4_lora", "lora"}
     folder, stages = run(
@@ -234,6 +235,16 @@ def test_a_family_goes_through_every_stage(folders):
     models = {model["name"]: model for model in json.loads((folder / "scores.json").read_text())["models"]}
     assert set(models) == {"teacher", "student", *compressions}
     assert all(models[name]["verified"] for name in compressions)
+    return folder, models
+
+
+BF16 = {"compression": {"bf16": {"kind": "bf16"}}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folders", checkpoints(), indirect=True)
+def test_a_family_goes_through_every_stage(folders):
+    folder, models = with_an_adapter(folders)
     assert all(0 < model["scores"]["bits_per_byte"] < 100 for model in models.values())
     proofs = {proof["package"]: proof for proof in json.loads((folder / "verification.json").read_text())}
     assert proofs["bf16"]["kl_to_student_nats"] < proofs["bnb_nf4"]["kl_to_student_nats"]
@@ -244,9 +255,6 @@ def test_a_family_goes_through_every_stage(folders):
 
     _, stages = run(folders, "qlora", loss={"kind": "text"}, adapter={"kind": "qlora"}, until="compress", **BF16)
     assert kind_of_targets(folders, stages) == "tokens"
-
-
-BF16 = {"compression": {"bf16": {"kind": "bf16"}}}
 
 
 def trained(folder: Path) -> bool:

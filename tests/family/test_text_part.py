@@ -15,7 +15,16 @@ from distill.family.known import config_of, family_of, published
 from distill.family.reading import read_stored
 from distill.family.text_part import DEFAULTS, text_part
 from distill.family.tiny_tokenizer import train_like
-from tests.family.test_every_stage import EVALUATION_ROWS, MAX_KL_NATS, ROWS, allowed, kind_of_targets, rows, run
+from tests.family.test_every_stage import (
+    BF16,
+    EVALUATION_ROWS,
+    MAX_KL_NATS,
+    ROWS,
+    kind_of_targets,
+    rows,
+    run,
+    with_an_adapter,
+)
 
 __all__ = ["rows"]  # a fixture
 
@@ -346,25 +355,12 @@ def test_it_goes_through_every_stage_as_teacher_and_student(folders):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    bf16 = {"compression": {"bf16": {"kind": "bf16"}}}
-    compressions = allowed(folders)
-    assert set(compressions) >= {"bf16", "bnb_int8", "bnb_nf4", "bnb_nf4_lora", "lora"}
-    folder, stages = run(
-        folders,
-        "lora",
-        teacher={"targets": "top_k", "top_k": 8},
-        loss={"kind": "jsd"},
-        adapter={"kind": "lora"},
-        compression=compressions,
-    )
-    assert kind_of_targets(folders, stages) == "top_k"
-    models = {model["name"]: model for model in json.loads((folder / "scores.json").read_text())["models"]}
-    assert all(models[name]["verified"] for name in compressions)
+    folder, models = with_an_adapter(folders)
     assert models["teacher"]["parameters"] == models["student"]["parameters"]
     again, found = AutoModelForCausalLM.from_pretrained(folder / "packages/bf16", output_loading_info=True)
     assert type(again).__name__ == "Gemma3ForCausalLM" and not any(found.values())
 
-    folder, stages = run(folders, "full", teacher={"targets": "sampled", "draws": 8}, until="compress", **bf16)
+    folder, stages = run(folders, "full", teacher={"targets": "sampled", "draws": 8}, until="compress", **BF16)
     assert kind_of_targets(folders, stages) == "sampled"
     before = {k: v for file in (folders / "student").glob("*.safetensors") for k, v in load_file(file).items()}
     after = load_file(folder / "packages/bf16/model.safetensors")
@@ -379,12 +375,12 @@ def test_it_goes_through_every_stage_as_teacher_and_student(folders):
         loss={"kind": "text"},
         adapter={"kind": "qlora"},
         until="compress",
-        **bf16,
+        **BF16,
     )
     assert kind_of_targets(folders, stages) == "tokens"
 
     student = {"kind": "pretrained", "model": str(folders / "student"), "layers": [0, 2, 5]}
-    folder, _ = run(folders, "cut", teacher={"live": True}, student=student, until="compress", **bf16)
+    folder, _ = run(folders, "cut", teacher={"live": True}, student=student, until="compress", **BF16)
     config = json.loads((folder / "packages/bf16/config.json").read_text())
     assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
 
