@@ -189,7 +189,8 @@ def make_inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
         return torch.randn(*shape, generator=generator, device=device)
 
     def leaf(tensor: Tensor, wanted: bool = True) -> Tensor:
-        return tensor.to(case.dtype).requires_grad_(wanted and not case.no_grad)
+        # a parameter has no gaps between its rows; a slice of float32 would
+        return tensor.to(case.dtype).contiguous().requires_grad_(wanted and not case.no_grad)
 
     num_rows, num_tokens = case.num_rows, case.num_tokens
     labels = None

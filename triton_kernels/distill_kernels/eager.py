@@ -68,19 +68,25 @@ class LinearCall:
         rows, device, num_tokens = self.rows, self.device, self.num_tokens
         opened = Projection.of(student, self.product_dtype).opened(num_tokens)
         work_dtype = torch.float64 if self.product_dtype == torch.float64 else torch.float32
-        chunks = list(self._chunks())
+        chunks = list(self._chunks(opened, any(wanted)))
         chunk_rows = max((chunk.stop - chunk.start for chunk in chunks), default=0)
         block = min(chunk_rows, block_rows(self.columns.widest(num_tokens), device, self.columns))
         workspace = Workspace(block, num_tokens, work_dtype, device, self.columns)
         row_loss = self._row_loss(workspace, chunk_rows)
-        logits_CV = torch.empty(chunk_rows, num_tokens, dtype=self.product_dtype, device=device)
+        logits_CV = logits_memory(chunk_rows, num_tokens, opened.logits_dtype, device)
+        # rounded for the products that follow; otherwise written over the logits
+        rounded_CV = None
+        if any(wanted) and opened.logits_dtype != self.product_dtype:
+            rounded_CV = logits_memory(chunk_rows, num_tokens, self.product_dtype, device)
         loss_M = torch.empty(rows.num_counted, dtype=work_dtype, device=device)
         gradients = StudentGradients(opened, student, rows.num_counted, len(chunks), wanted)
         for chunk in chunks:
             hidden_CH = rows.pick(opened.hidden_NH, chunk).to(self.product_dtype)
             student_CV = opened.logits(hidden_CH, logits_CV[: len(hidden_CH)])
             labels_C, weight_C = rows.labels(chunk), rows.weights(chunk, extra_N, work_dtype)
-            gradient_CV = student_CV if any(wanted) else None  # written over the logits
+            gradient_CV = None
+            if any(wanted):
+                gradient_CV = student_CV if rounded_CV is None else rounded_CV[: len(hidden_CH)]
             loss_M[chunk] = rows.blanked(row_loss(student_CV, chunk, labels_C, weight_C, gradient_CV), chunk)
             if gradient_CV is not None:
                 gradients.add(rows.blank_(gradient_CV, chunk), hidden_CH, chunk)
@@ -88,11 +94,13 @@ class LinearCall:
         hidden_NH = None if hidden_MH is None else rows.spread(hidden_MH)
         return rows.spread(loss_M), (hidden_NH, *others)
 
-    def _chunks(self) -> Iterator[slice]:
-        """Equal chunks of the counted rows; the logits of one, student's and dense teacher's, fit `chunk_bytes`."""
-        token_bytes = self.product_dtype.itemsize
+    def _chunks(self, opened: Projection, with_gradient: bool) -> Iterator[slice]:
+        """Equal chunks of the counted rows; one's logits, student's and dense teacher's, and gradient fit the bytes."""
+        token_bytes = opened.logits_dtype.itemsize
+        if with_gradient and opened.logits_dtype != self.product_dtype:
+            token_bytes += self.product_dtype.itemsize
         if isinstance(self.teacher, Projection):
-            token_bytes += self.teacher.product_dtype.itemsize
+            token_bytes += self.teacher.logits_dtype.itemsize
         # processes that share a vocabulary take the same chunks
         row_bytes = token_bytes * max(1, self.columns.widest(self.num_tokens))
         num_rows, on_cpu = self.rows.num_counted, self.device.type == "cpu"
@@ -117,7 +125,7 @@ class LinearCall:
             return sparse
 
         opened = teacher.opened(self.num_tokens)
-        buffer_CV = torch.empty(chunk_rows, self.num_tokens, dtype=teacher.product_dtype, device=self.device)
+        buffer_CV = logits_memory(chunk_rows, self.num_tokens, teacher.logits_dtype, self.device)
 
         def dense(logits_CV, chunk, labels_C, weight_C, gradient_CV):
             hidden_CH = rows.pick(opened.hidden_NH, chunk).to(opened.product_dtype)
@@ -125,3 +133,10 @@ class LinearCall:
             return dense_rows(logits_CV, teacher_CV, labels_C, weight_C, settings, workspace, gradient_CV)
 
         return dense
+
+
+def logits_memory(num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[num_rows, num_tokens]`, contents undefined. On a GPU every row begins at a multiple of 128 bytes."""
+    # a GPU multiplies and reads rows that begin anywhere at half the rate (V = 50257)
+    width = num_tokens if device.type == "cpu" else -(-num_tokens // 64) * 64
+    return torch.empty(num_rows, width, dtype=dtype, device=device)[:, :num_tokens]
