@@ -122,6 +122,23 @@ def test_any_strides_give_the_same_bits(layout, teacher_layout, dtype):
         assert moved._base[:, outside].isnan().all(), "the kernel wrote outside its row"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_32_bits_with_a_gradient_of_16(kind, dtype):
+    """What a linear op asks on a GPU: every row begins at a multiple of 64 tokens, whatever their number is."""
+    student, teacher, labels, weight = case(3, 777)
+    options = {"hard_weight": 0.3, "temperature": 1.5}
+    expected, right = truth(student, teacher, labels, weight, kind, **options)
+    rows, rows_of_teacher, gradient = (torch.full((3, 832), math.nan, dtype=d)[:, :777] for d in (None, None, dtype))
+    rows.copy_(student)
+    rows_of_teacher.copy_(teacher)
+    loss = by_kernel(rows, rows_of_teacher, labels, weight, kind, gradient, **options)
+    assert torch.equal(rows, student)
+    assert ((loss - expected).abs() <= 2e-6 * (2.25 + expected)).all()
+    assert ((gradient - right).abs() <= right.abs() * UNITS[dtype] + 5e-6).all()
+    assert gradient._base[:, 777:].isnan().all()
+
+
 def test_runs_are_equal_and_leave_inputs_alone():
     student, teacher, labels, weight = case(3, 1000, torch.bfloat16)
     copies = [tensor.clone() for tensor in (student, teacher)]
@@ -235,6 +252,21 @@ def test_sparse(tail, kind, options, dtype, num_tokens, num_ids):
     assert ((loss - expected).abs() <= 3e-6 * (scale + expected.abs())).all(), (loss - expected).abs().max()
     allowed = right.abs() * UNITS[dtype] + 4e-6 * scale * expected.abs().clamp(min=1)[:, None]
     assert ((buffer - right).abs() <= allowed).all(), ((buffer - right).abs() - allowed).max()
+
+
+@pytest.mark.parametrize(("tail", "kind"), TAILS)
+def test_sparse_logits_of_32_bits_with_a_gradient_of_16(tail, kind):
+    from distill_kernels import triton_sparse
+
+    student, ids, values = sparse_case(3, 600, 40, tail, torch.float32)
+    weight = torch.rand(3)
+    exact = student.double().requires_grad_()
+    expected = sparse_loss(exact, ids, values, kind, tail, row_weight=weight)
+    (right,) = torch.autograd.grad(expected.sum(), exact)
+    gradient = torch.full((3, 640), math.nan, dtype=torch.float16)[:, :600]
+    loss = triton_sparse.sparse_rows(student, ids, values, tail, None, weight, Settings(kind=kind), gradient)
+    assert ((loss - expected).abs() <= 3e-6 * (1 + expected.abs())).all()
+    assert ((gradient - right).abs() <= right.abs() * UNITS[torch.float16] + 4e-6 * (1 + expected.abs()[:, None])).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -118,8 +118,8 @@ def linear_divergence(
             DTensors cut over their rows: with plain hidden states they are gathered, and a gradient is the sum over
             the processes; with replicated hidden states the vocabulary stays cut, and the result is replicated.
         student_bias, teacher_bias: `[V_s]` and `[V_t]`, or None.
-        logits_dtype: None takes 16-bit inputs' products in 16 bits on a CPU (whose logits then have 8 or 11 bits);
-            torch.float32 casts the heads first and takes every product in float32.
+        logits_dtype: None takes 16-bit inputs' products in 16 bits; their logits are float32 on a GPU and have 8 or 11
+            bits on a CPU. torch.float32 casts the heads first and takes every product in float32.
         chunk_bytes: memory for logits. None: 32 MiB and at most 1024 rows on a CPU, 2 GiB elsewhere.
 
     With reduction="sum" the gradients are taken here, so nothing is projected twice: the head's is a float32
