@@ -1,4 +1,4 @@
-"""The benchmark: ours beside PyTorch, torch.compile, Liger-Kernel and TRL, each checked against float64 first.
+"""The benchmark: ours beside PyTorch, torch.compile and what other packages have, each checked against float64 first.
 
     python triton_kernels/benchmarks/bench.py                       on a GPU if there is one
     python triton_kernels/benchmarks/bench.py --device cpu --threads 2 --peers FOLDER
@@ -7,7 +7,7 @@
 Prints one table and writes results/<device>_<date>.md beside this file. Needs torch and this repository. Peers are
 timed where they are installed, or unpacked in a folder that --peers names:
 
-    pip install --no-deps --target FOLDER liger-kernel==0.8.5 'trl==1.16.*'
+    pip install --no-deps --target FOLDER liger-kernel==0.8.5 'trl==1.16.*' torchtune==0.6.1 speculators==0.9.0
 
 Exit code 0; 1 if something of ours computes another function, misses its accuracy or does not run; 2 for bad
 arguments. Peers that are wrong, missing or out of memory are lines in the table.

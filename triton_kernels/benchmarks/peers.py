@@ -3,7 +3,8 @@
 Liger-Kernel 0.8.5: fused_linear_jsd (its sum of head gradients in the inputs' dtype, which is the default, and in
 float32), fused_linear_kl_div (of teacher probabilities that exist: making them is part of the step), chunked_loss
 (compiled, its default) and, for logits, its JSD and TVD of log-probabilities. TRL 1.16: ChunkedDivergenceFunction.
-What is not installed is a line in the table.
+torchtune 0.6: its chunked KL losses of all logits. speculators 0.9: its fused Triton losses of logits. QuACK has
+cross-entropy alone. What is not installed is a line in the table.
 """
 
 import contextlib
@@ -34,6 +35,8 @@ def peer_providers() -> list[Provider]:
         Provider(name="Liger chunked_loss, compiled", make=_liger_chunked),
         Provider(name="Liger jsd, tvd", make=_liger_logits),
         Provider(name="TRL ChunkedDivergence", make=_trl),
+        Provider(name="torchtune, 8 chunks", make=_torchtune),
+        Provider(name="speculators, fused", make=_speculators),
     ]
 
 
@@ -113,6 +116,71 @@ def _liger_logits(case: Case, inputs: Inputs) -> Step:
         return module(student.log_softmax(-1, dtype=torch.float32), teacher.log_softmax(-1, dtype=torch.float32))
 
     return Step(loss=jsd, multiplier=_counted(case))
+
+
+def _torchtune(case: Case, inputs: Inputs) -> Step:
+    names = {"forward_kl": "ForwardKL", "reverse_kl": "ReverseKL"}
+    if case.kind not in names or case.op == "sparse":
+        raise Unsupported(f"no {case.kind} of {case.op} inputs", obvious=True)
+    if case.options:
+        raise Unsupported("no temperature, scale or soft cap")
+    op = getattr(_alone("torchtune", "modules/loss/kd_losses.py"), f"{names[case.kind]}WithChunkedOutputLoss")(8)
+    labels = inputs.labels
+    if labels is None:
+        some = inputs.student_logits if inputs.student_hidden is None else inputs.student_hidden
+        assert some is not None
+        labels = torch.zeros(case.num_rows, dtype=torch.long, device=some.device)
+
+    def loss() -> Tensor:
+        student, teacher = inputs.student_logits, inputs.teacher_logits
+        if case.op == "logits":
+            assert student is not None and teacher is not None
+            chunks = [list(logits[None].chunk(8, dim=1)) for logits in (student, teacher)]
+        else:
+            chunks = [_chunks_of_logits(inputs.student_hidden, inputs.student_head, case.num_tokens)]
+            with torch.no_grad():
+                chunks.append(_chunks_of_logits(inputs.teacher_hidden, inputs.teacher_head, case.num_tokens))
+        return op(*chunks, labels[None])
+
+    entropy = "the teacher's entropy" if case.kind == "forward_kl" else ""
+    return Step(loss=loss, multiplier=_counted(case), leaves_out=entropy)
+
+
+def _chunks_of_logits(hidden: Tensor | None, head: Tensor | None, num_tokens: int) -> list[Tensor]:
+    assert hidden is not None and head is not None
+    return [rows @ head[:num_tokens].T for rows in hidden[None].chunk(8, dim=1)]
+
+
+def _speculators(case: Case, inputs: Inputs) -> Step:
+    names = {"forward_kl": "kl_div", "reverse_kl": "reverse_kl_div", "jsd": "js_div", "tvd": "tv"}
+    student, teacher = inputs.student_logits, inputs.teacher_logits
+    if case.kind not in names or case.options or student is None or teacher is None:
+        raise Unsupported(f"no {case.kind} of {case.op} inputs with these options", obvious=True)
+    if not student.is_cuda:
+        raise Unsupported("its triton kernels need a GPU")
+    not_an_npu = {"speculators.utils.util": {"is_npu_available": lambda: False}}
+    op = getattr(_alone("speculators", "losses/fused.py", not_an_npu), f"fused_{names[case.kind]}_loss")
+    return Step(loss=lambda: op(student[None], teacher[None]).sum())
+
+
+def _alone(package: str, file: str, stand_ins: dict[str, dict[str, Any]] | None = None) -> Any:
+    """One file of a package, without the many requirements of the rest; `stand_ins` are what the file imports of it."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise Unsupported(f"{package} is not installed")
+    path = Path(found.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise Unsupported(f"this {package} has no {file}")
+    for name, members in (stand_ins or {}).items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(members)
+    name = f"{package}_alone.{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def _trl(case: Case, inputs: Inputs) -> Step:

@@ -31,6 +31,8 @@ class Step:
 
     loss: Callable[[], Tensor]
     multiplier: float = 1.0
+    leaves_out: str = ""
+    """A constant that the loss is without, so that gradients alone can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,10 @@ class Provider:
 
 def our_providers() -> list[Provider]:
     """The triton kernels where a GPU is asked for, the eager algorithm that runs anywhere, and its exact form."""
-    triton, eager = ({"DISTILL_KERNELS": name} for name in ("triton", "eager"))
+    triton, streaming, eager = ({"DISTILL_KERNELS": name} for name in ("triton", "streaming", "eager"))
     return [
         Provider(name="ours, triton", make=_ours_on_a_gpu, ours=True, environment=triton),
+        Provider(name="ours, triton streaming", make=_ours_streaming, ours=True, environment=streaming),
         Provider(name="ours, eager", make=_ours, ours=True, float32_logits=False, environment=eager),
         Provider(name="ours, eager, float32 products", make=_ours_in_float32, ours=True, environment=eager),
     ]
@@ -70,6 +73,12 @@ def _ours_on_a_gpu(case: Case, inputs: Inputs) -> Step:
     if importlib.util.find_spec("triton") is None:
         raise Unsupported("triton is not installed")
     return _ours(case, inputs)
+
+
+def _ours_streaming(case: Case, inputs: Inputs) -> Step:
+    if case.op == "sparse" or not _some_tensor(inputs).is_cuda:
+        raise Unsupported("another way only against a teacher's logits on a GPU", obvious=True)
+    return _ours_on_a_gpu(case, inputs)
 
 
 def _ours_in_float32(case: Case, inputs: Inputs) -> Step:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 COLUMNS = ("case", "provider", "ms (p20–p80)", "× ours", "of floor", "extra MiB", "loss off", "gradients off", "")
-PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers")
+PACKAGES = ("torch", "triton", "liger-kernel", "trl", "torchtune", "speculators", "transformers")
 
 
 class Report:

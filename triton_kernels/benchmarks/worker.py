@@ -132,6 +132,8 @@ def _one_case(plan: Plan, case: Case, device: torch.device, ceilings: Ceilings) 
         found[provider.name] = {**record, "loss_error": errors.loss, "gradient_errors": errors.gradients}
         if provider.name == "PyTorch":
             plain = errors
+        if step.leaves_out:
+            found[provider.name]["note"] = f"its loss is without {step.leaves_out}: not compared"
         if wrong:
             found[provider.name]["note"] = f"WRONG: {wrong}"
         else:
