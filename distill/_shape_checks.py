@@ -5,6 +5,7 @@ from typing import Any
 from distill.compression._bnb import linear_widths
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
+from distill.family.head import head_facts, takes
 from distill.family.reading import Read
 from distill.recipe import Recipe
 
@@ -32,18 +33,43 @@ def check_parallel(teacher: Any, key: str, read: Read) -> None:
 
 
 def check_adapter(recipe: Recipe, student: dict[str, Any]) -> None:
-    """Whether the student has the layers that the adapter names, and they are linear. Raises RecipeError."""
+    """Whether the student has the layers that the adapter names, and they take a LoRA. Raises RecipeError."""
     named = getattr(recipe.adapter, "target_modules", None)
     if not named:
         return
-    layers = linear_widths(student)
-    missing = [name for name in named if not any(layer == name or layer.endswith(f".{name}") for layer in layers)]
+    (head, tied), layers = head_facts(student), list(linear_widths(student))
+    on_head = [name for name in named if takes(name, head)]
+    missing = [name for name in named if not any(takes(name, layer) for layer in [*layers, head])]
     if missing:
-        there = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+        there = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in (layers if tied else [*layers, head])))
         what = "a linear layer that is quantised" if recipe.adapter.kind == "qlora" else "a linear layer"
         raise RecipeError(
             f"adapter.target_modules names {', '.join(missing)}, which is not the name of {what} in this student "
             f"(model_type {student.get('model_type')}). It has: {there}."
+        )
+    if on_head:
+        _check_adapter_of_head(recipe, f"adapter.target_modules names {on_head[0]}, the student's output head", tied)
+
+
+def _check_adapter_of_head(recipe: Recipe, said: str, tied: bool) -> None:
+    """Raises RecipeError where a LoRA on the output head is not what would be trained, or not all of it."""
+    if tied:
+        # PEFT only warns: it trains the update for the head alone, and merges it into the embeddings as well
+        raise RecipeError(
+            f"{said}, and its weights are the embeddings too (tie_word_embeddings).\n"
+            "An update is trained for what the student says, and merged it would change what it reads as well.\n"
+            "Leave it out, or take a student with a head of its own (student.tie_word_embeddings=false from scratch)."
+        )
+    if recipe.adapter.kind != "none" and recipe.adapter.dropout:
+        raise RecipeError(
+            f"{said}, with adapter.dropout={recipe.adapter.dropout:g}: the fused loss cannot drop parts of the hidden "
+            "states for the update alone.\nSet adapter.dropout=0 (training.dropout drops in the blocks), or leave the "
+            "head out."
+        )
+    if recipe.target_kind == "frozen_head":
+        raise RecipeError(
+            f"{said}, and teacher.targets=frozen_head averages that head once and for all, so it must not be trained.\n"
+            "Leave it out, or use teacher.targets=sampled."
         )
 
 

@@ -75,7 +75,6 @@ def check_configs(recipe: Recipe, read: Read) -> dict[str, Any]:
     teachers = teacher_configs(recipe, read)
     student = _student_config(recipe, teachers[0] if teachers else None, read)
     _lengths_fit(recipe, student)
-    _adapter_fits(recipe, student)
     check_teachers(recipe, teachers, student)
     for key, teacher in teachers_of(recipe).items():
         if teacher.kind == "vllm":
@@ -157,18 +156,6 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     if wrong:
         assert has is not None and recipe.student.kind == "pretrained"
         raise RecipeError(f"student.layers={layers}: {recipe.student.model} has layers 0 to {has - 1}, not {wrong}.")
-
-
-def _adapter_fits(recipe: Recipe, student: dict[str, Any]) -> None:
-    """An adapter on the output head, or on embeddings that are the head too, would train what the loss holds fixed."""
-    named = set(getattr(recipe.adapter, "target_modules", None) or ())
-    heads = named & {"lm_head", "embed_out", "output_projection"}
-    embeddings = named & {"embed_tokens", "wte", "word_embeddings", "embed_in"}
-    if heads or (embeddings and student.get("tie_word_embeddings", True)):
-        raise RecipeError(
-            f"adapter.target_modules names {', '.join(sorted(heads | embeddings))}, the weights of the student's "
-            "output head; a LoRA there is not supported. Leave it out."
-        )
 
 
 def _compressions_fit(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool, reads_hub: bool) -> None:

@@ -18,4 +18,7 @@ class Lora:
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | None = None
-    """Names of the linear layers that get an adapter; None: all of them but the output head."""
+    """Names of the linear layers that get an adapter; None: all of them but the output head.
+
+    The head can be named too (`lm_head`) where its weights are its own and `dropout` is 0.
+    """

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import TargetMismatch
+from distill.family.head import LowRank, product
 
 if TYPE_CHECKING:
+    from distill_kernels import LowRankHead
     from torch import Tensor
 
     from distill.responses import TeacherTargets
@@ -21,7 +23,8 @@ class StudentOutput:
 
     `hidden_BTD` before the head, `head_VD` and `bias_V` of the head; `labels_BT` the next token at each position,
     -100 where none counts; `weights_BT` what each position's loss is multiplied by.
-    `scale` and `softcap` are what the architecture does to its logits.
+    `scale` and `softcap` are what the architecture does to its logits; `low_rank` is a LoRA on the head, whose own
+    weight is frozen then.
     """
 
     hidden_BTD: "Tensor"
@@ -31,6 +34,17 @@ class StudentOutput:
     bias_V: "Tensor | None" = None
     scale: float = 1.0
     softcap: float | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def head(self) -> "Tensor | LowRankHead":
+        """The head as the kernels take it."""
+        if self.low_rank is None:
+            return self.head_VD
+        from distill_kernels import LowRankHead
+
+        update = self.low_rank
+        return LowRankHead(weight=self.head_VD, lora_A=update.A_RD, lora_B=update.B_VR, scale=update.scale)
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ def _live(kind: str, student: StudentOutput, targets: "TeacherTargets", common: 
 
     return distill_kernels.linear_divergence(
         student.hidden_BTD,
-        student.head_VD,
+        student.head,
         targets.hidden_BTD,
         targets.head_VD,
         kind,
@@ -94,7 +108,7 @@ def _top_k(kind: str, student: StudentOutput, targets: "TeacherTargets", common:
 
     return distill_kernels.linear_sparse_divergence(
         student.hidden_BTD,
-        student.head_VD,
+        student.head,
         targets.token_ids_BTK,
         targets.values_BTK,
         kind,
@@ -111,7 +125,7 @@ def _sampled(kind: str, student: StudentOutput, targets: "TeacherTargets", commo
     assert targets.entropy_BT is not None
     total = distill_kernels.linear_sparse_divergence(
         student.hidden_BTD,
-        student.head_VD,
+        student.head,
         targets.token_ids_BTK,
         targets.values_BTK,
         tail="sampled",
@@ -124,11 +138,8 @@ def _sampled(kind: str, student: StudentOutput, targets: "TeacherTargets", commo
 def _dense(kind: str, student: StudentOutput, targets: "TeacherTargets", common: dict[str, Any]) -> "Tensor":
     """Logits of a small vocabulary are small enough to be made; log-probabilities serve as the teacher's logits."""
     import distill_kernels
-    import torch
 
-    bias = None if student.bias_V is None else student.bias_V.float()
-    with torch.autocast(student.hidden_BTD.device.type, enabled=False):
-        logits_BTV = torch.nn.functional.linear(student.hidden_BTD.float(), student.head_VD.float(), bias)
+    logits_BTV = product(student.hidden_BTD, student.head_VD, student.bias_V, student.low_rank)
     return distill_kernels.divergence(logits_BTV, targets.logprobs_BTV, kind, **common)
 
 
@@ -137,7 +148,8 @@ def _frozen_head(kind: str, student: StudentOutput, targets: "TeacherTargets", c
     import torch
 
     assert targets.vectors_BTD is not None and targets.entropy_BT is not None
-    if student.head_VD.requires_grad or student.bias_V is not None or student.softcap is not None:
+    trained = student.head_VD.requires_grad or student.low_rank is not None
+    if trained or student.bias_V is not None or student.softcap is not None:
         raise TargetMismatch(
             "frozen_head targets need an output head that is not trained and has neither bias nor soft cap. "
             "Use teacher.targets=sampled."
@@ -173,7 +185,7 @@ def _cross_entropy(student: StudentOutput, scale: float, factor: float) -> "Tens
     labels = student.labels_BT
     return distill_kernels.linear_sparse_divergence(
         student.hidden_BTD,
-        student.head_VD,
+        student.head,
         labels.unsqueeze(-1),
         1.0,
         tail="sampled",

@@ -123,7 +123,7 @@ def _cross_entropy(student: "StudentOutput") -> "Tensor":
 
     return distill_kernels.linear_sparse_divergence(
         student.hidden_BTD,
-        student.head_VD,
+        student.head,
         student.labels_BT.unsqueeze(-1),
         1.0,
         tail="sampled",

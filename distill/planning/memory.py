@@ -111,7 +111,7 @@ def computes_bf16(recipe: Recipe, hardware: Hardware) -> bool:
 def trained(recipe: Recipe, student: Model, hardware: Hardware) -> Trained:
     """Numbers of the student's training."""
     adapter: Any = recipe.adapter
-    lora = student.linear_sizes * adapter.rank if adapter.kind != "none" else 0
+    lora = student.lora_size(adapter.target_modules) * adapter.rank if adapter.kind != "none" else 0
     updated = lora or student.parameters
     frozen = FLOAT32 * (student.parameters if lora else 0.0)
     if adapter.kind == "qlora":
@@ -183,6 +183,14 @@ def _moments(
     ]
 
 
+def _trained_of_head(recipe: Recipe, student: Model) -> int:
+    """Parameters of the output head that are trained: all, a LoRA's, or none."""
+    adapter = recipe.adapter
+    if adapter.kind == "none":
+        return student.head_size
+    return student.head_lora_size(adapter.target_modules) * adapter.rank
+
+
 def _gathered(student: Model, of: Trained, *, bf16: bool) -> float:
     """Whole weights beside the shards: embeddings, head and norm for the step; two blocks at a time, as computed."""
     blocks = (2.0 if bf16 else FLOAT32) * 2 * student.largest_block
@@ -199,7 +207,7 @@ def _loss(
 ) -> tuple[float, float]:
     """Bytes of the fused loss while it is computed, and of what it keeps for the backward pass."""
     width, V, D = (2 if bf16 else FLOAT32), student.vocab, student.hidden
-    head_gradient = FLOAT32 * student.head_size if recipe.adapter.kind == "none" else 0.0
+    head_gradient = FLOAT32 * _trained_of_head(recipe, student)
     hidden_gradients = tokens * D * (width + FLOAT32)
     teachers = width * V if recipe.live else 0
     if kind == "dense":  # these logits are made whole: the student's, the teacher's, their gradient

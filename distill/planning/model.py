@@ -2,10 +2,12 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill.errors import RecipeError
+from distill.family.head import takes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -26,6 +28,9 @@ class Model:
     largest_block: int
     linear_sizes: int
     """Sum of inputs and outputs over these linear layers: parameters of a LoRA of rank 1."""
+    layer_sizes: dict[str, int]
+    """The same for each of them by name, and for the output head."""
+    head_name: str
     tied: bool
     layers: int
     hidden: int
@@ -49,6 +54,17 @@ class Model:
     def head_size(self) -> int:
         """Elements of the output head, tied or not."""
         return self.vocab * self.hidden
+
+    def lora_size(self, named: Sequence[str] | None) -> int:
+        """Parameters of a LoRA of rank 1 on the layers that `adapter.target_modules` names; None: all in blocks."""
+        if named is None:
+            return self.linear_sizes
+        return sum(size for layer, size in self.layer_sizes.items() if any(takes(name, layer) for name in named))
+
+    def head_lora_size(self, named: Sequence[str] | None) -> int:
+        """Of these, the output head's."""
+        on_head = any(takes(name, self.head_name) for name in named or ())
+        return self.layer_sizes[self.head_name] if on_head else 0
 
     @property
     def stored_bytes(self) -> int:
@@ -107,15 +123,19 @@ def _counted(name: str, config: str) -> dict[str, Any]:
     text = made.get_text_config()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     blocks = [m for m in model.modules() if type(m).__name__ in set(model._no_split_modules or ())]
-    linears = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D) and m.weight is not head]
+    head_name = next(name for name, m in model.named_modules() if m is model.get_output_embeddings())
+    layers = {n: m.weight for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    linears = [weight for weight in layers.values() if weight is not head]
     heads = text.num_attention_heads
     return {
         "parameters": model.num_parameters(),
         "embedding": embedding.numel(),
         "head": 0 if head is embedding else head.numel(),
-        "linear": sum(m.weight.numel() for m in linears),
+        "linear": sum(weight.numel() for weight in linears),
         "largest_block": max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
-        "linear_sizes": sum(sum(m.weight.shape) for m in linears),
+        "linear_sizes": sum(sum(weight.shape) for weight in linears),
+        "layer_sizes": {name: sum(weight.shape) for name, weight in (layers | {head_name: head}).items()},
+        "head_name": head_name,
         "tied": head is embedding,
         "layers": text.num_hidden_layers,
         "hidden": head.shape[1],

@@ -9,7 +9,8 @@ from distill.artifact import write_whole
 from distill.checkpoint import local_folder
 from distill.family.text_part import reads_more_than_text
 
-OF_TEXT, OF_WHOLE = "base_model.model.model.", "base_model.model.model.language_model."
+_OF_ALL = "base_model.model."
+OF_TEXT, OF_WHOLE = f"{_OF_ALL}model.", f"{_OF_ALL}model.language_model."
 """How PEFT's names of weights begin: on the language model alone, and on all that AutoModelForCausalLM builds."""
 
 
@@ -32,9 +33,8 @@ def name_base(adapter: Path, model: str, revision: str | None) -> None:
 def _name_as_whole(file: Path, settings: dict[str, Any]) -> None:
     from safetensors.torch import load_file, save_file
 
-    renamed = {
-        re.sub(rf"^{re.escape(OF_TEXT)}(?!language_model\.)", OF_WHOLE, k): v for k, v in load_file(file).items()
-    }
+    adapter = load_file(file)
+    renamed = {re.sub(rf"^{re.escape(OF_TEXT)}(?!language_model\.)", OF_WHOLE, k): v for k, v in adapter.items()}
     scratch = file.with_suffix(".scratch")
     save_file(renamed, scratch, metadata={"format": "pt"})
     scratch.replace(file)
@@ -42,4 +42,6 @@ def _name_as_whole(file: Path, settings: dict[str, Any]) -> None:
     if isinstance(names, list):
         # a list would put empty adapters into the vision tower, whose layers have the same names
         alternatives = "|".join(re.escape(name) for name in sorted(names))
-        settings["target_modules"] = rf"model\.(language_model\.)?layers\..*({alternatives})"
+        heads = {name.removeprefix(_OF_ALL).partition(".lora_")[0] for name in adapter if not name.startswith(OF_TEXT)}
+        outside = "".join(rf"|{re.escape(head)}" for head in sorted(heads))
+        settings["target_modules"] = rf"model\.(language_model\.)?layers\..*({alternatives}){outside}"

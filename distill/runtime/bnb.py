@@ -123,7 +123,9 @@ def dequantised_merge(peft_model: Any) -> Any:
     if len(peft_model.active_adapters) != 1:
         raise DistillError(f"merging needs exactly one active adapter, found {peft_model.active_adapters}")
     name = peft_model.active_adapters[0]
-    adapter = {key: value.detach().clone() for key, value in get_peft_model_state_dict(peft_model).items()}
+    # False: where the adapter names the output head, PEFT would give the head's frozen weight too
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    adapter = {key: value.detach().clone() for key, value in state.items()}
     config = copy.deepcopy(peft_model.peft_config[name])
     # Its values come from `adapter`; pissa, loftq and their like would rewrite the base as well.
     config.init_lora_weights = True

@@ -322,10 +322,11 @@ def _float32_head(model: Any) -> Iterator[Any]:
     """
     import torch
 
+    from distill.family.head import output_head
+
     original = model.get_output_embeddings()
-    plain = type(original) is torch.nn.Linear
-    weight_VD = original.weight.float() if plain else None
-    bias_V = original.bias.float() if plain and original.bias is not None else None
+    layer = original.get_base_layer() if hasattr(original, "lora_A") else original
+    own = output_head(model).in_float32() if type(layer) is torch.nn.Linear else None
 
     class PickingHead(torch.nn.Module):
         picked: torch.Tensor
@@ -333,9 +334,9 @@ def _float32_head(model: Any) -> Iterator[Any]:
         def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
             picked = self.picked.to(hidden_BTD.device)
             hidden_1ND = hidden_BTD[picked[:, 0], picked[:, 1]][None].to(original.weight.device)
-            if weight_VD is None:  # a head with LoRA, or a quantised one: it knows its own product
+            if own is None:  # a quantised head knows its own product
                 return original(hidden_1ND).float()
-            return torch.nn.functional.linear(hidden_1ND.float(), weight_VD, bias_V)
+            return own.product(hidden_1ND)
 
     head = PickingHead()
     model.set_output_embeddings(head)

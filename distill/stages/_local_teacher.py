@@ -74,7 +74,7 @@ def frozen_head(checkpoint: Path) -> "torch.Tensor":
     """The output head `[V, D]` of the student's checkpoint, in float32."""
     from distill.runtime.hf import load_model
 
-    return output_head(load_model(checkpoint, dtype="float32")).weight_VD.detach()
+    return output_head(load_model(checkpoint, dtype="float32")).whole_weight_VD.detach()
 
 
 class LocalTeacher:

@@ -57,6 +57,7 @@ class Step(nn.Module):
                 weights_BT=batch["weights"],
                 scale=head.scale,
                 softcap=head.softcap,
+                low_rank=head.low_rank,
             )
             with torch.autocast(device, enabled=False):
                 targets = self._targets(batch)  # in the teacher's own dtype, as stored targets are made
@@ -72,7 +73,7 @@ class Step(nn.Module):
             return TeacherTargets(
                 "live",
                 hidden_BTD=hidden_BTD.to(device),
-                head_VD=head.weight_VD.to(device),
+                head_VD=head.whole_weight_VD.to(device),
                 bias_V=None if head.bias_V is None else head.bias_V.to(device),
                 scale=head.scale,
                 softcap=head.softcap,

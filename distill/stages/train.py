@@ -247,7 +247,10 @@ def _build(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase", folder: Path, *
         target_modules=adapter.target_modules or "all-linear",
         base_model_name_or_path=getattr(recipe.student, "model", None),
     )
-    return get_peft_model(model, config, low_cpu_mem_usage=outline)
+    adapted: Any = get_peft_model(model, config, low_cpu_mem_usage=outline)
+    # an adapter that names the head is its update: left alone, PEFT writes the head's frozen weight with every one
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def live_teacher(recipe: Recipe, device: str | None = None) -> "PreTrainedModel":

@@ -24,6 +24,7 @@ CASES = {
     "untied": {"student": "untied", "store": "sampled"},
     "text": {"student": "tied", "loss": "text"},
     "lora": {"student": "lora"},
+    "lora_on_head": {"student": "lora_on_head", "store": "sampled"},
     "live": {"student": "tied", "live": True, "steps": 12},
     "gpt2": {"student": "gpt2", "steps": 12},
     "opt": {"student": "opt", "steps": 12},
@@ -44,12 +45,12 @@ RUNS = [
     *(("tied", way) for way in WAYS),
     ("untied", "ddp_split"),
     ("untied", "fsdp"),
-    *((case, way) for case in ("text", "lora", "live") for way in ("ddp", "fsdp")),
+    *((case, way) for case in ("text", "lora", "lora_on_head", "live") for way in ("ddp", "fsdp")),
     *((case, "fsdp") for case in ("gpt2", "opt", "bloom", "bias")),
 ]
 
 # its norms are RMS norms; layer norms and fused projections; adapters
-HALVED = ["tied", "gpt2", "lora"]
+HALVED = ["tied", "gpt2", "lora", "lora_on_head"]
 
 
 def case_of(name, folder, **options):
@@ -105,7 +106,7 @@ def test_under_bf16_they_differ_by_its_rounding(trained, name):
     np.testing.assert_allclose(found, expected, rtol=3e-4)
 
 
-@pytest.mark.parametrize(("name", "way"), [run for run in RUNS if run[0] in {"tied", "untied", "lora"}])
+@pytest.mark.parametrize(("name", "way"), [run for run in RUNS if run[0] in {"tied", "untied", "lora", "lora_on_head"}])
 def test_the_weights_are_those_of_one_process_under_the_same_names(trained, name, way):
     expected, found = weights(trained / name, STEPS), weights(trained / f"{name}-{way}", STEPS)
     assert expected.keys() == found.keys()

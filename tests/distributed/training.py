@@ -98,6 +98,14 @@ def lora():
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
 
 
+def lora_on_head():
+    from peft import LoraConfig, get_peft_model
+
+    model = llama(tied=False)
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"]))
+
+
 STUDENTS = {
     "tied": lambda: llama(True),
     "untied": lambda: llama(False),
@@ -106,6 +114,7 @@ STUDENTS = {
     "bloom": bloom,
     "phi": phi,
     "lora": lora,
+    "lora_on_head": lora_on_head,
 }
 
 
