@@ -110,6 +110,8 @@ class LinearCall:
             most_rows = min(most_rows, _CPU_CHUNK_ROWS)
         num_chunks = -(-num_rows // most_rows)
         chunk_rows = -(-num_rows // max(num_chunks, 1))
+        if not on_cpu:  # whose products work on 128 rows at a time
+            chunk_rows = min(-(-chunk_rows // 128) * 128, most_rows)
         for start in range(0, num_rows, max(chunk_rows, 1)):
             yield slice(start, min(start + chunk_rows, num_rows))
 
@@ -137,6 +139,7 @@ class LinearCall:
 
 def logits_memory(num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`[num_rows, num_tokens]`, contents undefined. On a GPU every row begins at a multiple of 128 bytes."""
-    # a GPU multiplies and reads rows that begin anywhere at half the rate (V = 50257)
-    width = num_tokens if device.type == "cpu" else -(-num_tokens // 64) * 64
-    return torch.empty(num_rows, width, dtype=dtype, device=device)[:, :num_tokens]
+    if device.type == "cpu":
+        return torch.empty(num_rows, num_tokens, dtype=dtype)
+    # rows that begin anywhere are multiplied and read at half the rate (V = 50257)
+    return torch.empty(num_rows, -(-num_tokens // 64) * 64, dtype=dtype, device=device)[:, :num_tokens]

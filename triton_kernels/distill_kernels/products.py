@@ -69,10 +69,9 @@ def _parts(into_MN: Tensor) -> list[slice]:
 
 
 def _is_for_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
-    if a_MK.device.type != "cpu" or a_MK.dtype != torch.float32 or not _has_onednn():
+    if a_MK.numel() * b_KN.shape[1] < _LEAST_WORK or min(a_MK.shape) < _LEAST_SIDE:
         return False
-    (num_rows, size), num_columns = a_MK.shape, b_KN.shape[1]
-    if num_rows * size * num_columns < _LEAST_WORK or min(num_rows, size) < _LEAST_SIDE:
+    if a_MK.dtype != torch.float32 or a_MK.device.type != "cpu" or not _has_onednn():
         return False
     # with gaps between its rows, b goes to oneDNN's reference code: a thousand times as slow
     return b_KN.is_contiguous() or b_KN.T.is_contiguous()

@@ -88,7 +88,9 @@ class StudentGradients:
             self.hidden_MH = torch.empty(num_counted, student.head.shape[1], dtype=dtype, device=device)
         if want_head:
             self.head_VH = torch.empty(student.head.shape, dtype=head_dtype, device=device)
-            self.head_VH[len(opened.head_VH) if num_chunks else 0 :].zero_()
+            written = len(opened.head_VH) if num_chunks else 0
+            if written < len(self.head_VH):
+                self.head_VH[written:].zero_()
         if want_bias:
             self.bias_V = torch.zeros(student.head.shape[0], dtype=sum_dtype, device=device)
         if self._want_A and student.lora_A is not None:
