@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from distill_kernels import divergence, linear_divergence, linear_sparse_divergence
+from distill_kernels.settings import Settings
 from oracle import dense_loss, sparse_loss
 
 pytestmark = [
@@ -17,10 +18,13 @@ KINDS = ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl"
 ULP = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-23}
 
 
-@pytest.fixture(autouse=True, params=["eager", "triton"])
+@pytest.fixture(autouse=True, params=["eager", "triton", "streaming"])
 def implementation(request, monkeypatch):
-    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+    """With "triton" a cluster holds every row that one can; tests have too few rows to be given clusters otherwise."""
+    if request.param != "eager" and importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
+    if request.param == "triton":
+        monkeypatch.setattr("distill_kernels.triton_dense._BUSY_CLUSTER_PROGRAMS", 1)
     monkeypatch.setenv("DISTILL_KERNELS", request.param)
     return request.param
 
@@ -101,10 +105,8 @@ def test_linear(kind, dtype, chunk_bytes):
     if dtype == torch.float32:
         assert max(found) <= 2e-5
         return
-    # nobody is more accurate than autograd through 16-bit products and float64 losses, if logits are of 16 bits
-    plain = dense_loss(here[0] @ here[1].T, (here[2] @ here[3].T).detach(), kind).sum()
-    allowed = off_by(plain, torch.autograd.grad(plain, here[:2]), expected, right)
-    assert all(mine <= 1.1 * theirs + 1e-3 for mine, theirs in zip(found, allowed, strict=True))
+    # logits are float32: 16-bit ones would be off by 1e-3 in the loss and 4e-2 in the gradients
+    assert found[0] <= 1e-6 * (1 + 1 / expected.item()) and max(found[1:]) <= 4e-3
 
 
 @pytest.mark.parametrize("tail", ["bucket", "told", "zero", "renormalize", "uniform", "sampled"])
@@ -243,3 +245,87 @@ def test_the_tests_ran_with_kernels_of_this_checkout():
     import distill_kernels
 
     assert Path(distill_kernels.__file__).parents[2] == Path(__file__).parents[2]
+
+
+def by_kernel(student, teacher, kind, *, in_place, labels=None, **options):
+    """Losses and the gradient, which lies over the student's logits or in a tensor of its own."""
+    student = student.clone()
+    gradient = student if in_place else torch.full_like(student, float("nan"))
+    weight = torch.linspace(0.5, 2.0, len(student), device="cuda")
+    loss = triton_dense().dense_rows(student, teacher, labels, weight, Settings(kind=kind, **options), gradient)
+    return loss, gradient
+
+
+def triton_dense():
+    from distill_kernels import triton_dense
+
+    return triton_dense
+
+
+@pytest.fixture
+def clusters(implementation, monkeypatch):
+    """The rows of each launch of the resident kernel."""
+    if implementation != "triton":
+        pytest.skip("of the resident kernel")
+    from distill_kernels.triton_resident import has_clusters
+
+    if not has_clusters(torch.device("cuda")):
+        pytest.skip("needs Triton 3.8 and compute capability 9")
+    launched, launch = [], triton_dense().launch_clusters
+
+    def counted(student_CV, *rest):
+        launched.append(len(student_CV))
+        return launch(student_CV, *rest)
+
+    monkeypatch.setattr("distill_kernels.triton_dense.launch_clusters", counted)
+    return launched
+
+
+@pytest.mark.parametrize("num_tokens", [9, 32_000, 50_257, 128_256, 151_936])
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_rows_against_streamed_ones(clusters, monkeypatch, kind, num_tokens):
+    """More rows than there are clusters at once, the same bits in place and from run to run, some rows not read."""
+    student, teacher = (tensor.cuda() for tensor in logits(97, num_tokens, torch.bfloat16))
+    labels = torch.arange(97, device="cuda") % num_tokens
+    options = {"labels": labels, "hard_weight": 0.25, "temperature": 1.5}
+    held = by_kernel(student, teacher, kind, in_place=False, **options)
+    assert clusters == [97]
+    for _ in range(5):
+        again = by_kernel(student, teacher, kind, in_place=True, **options)
+        assert all(torch.equal(*pair) for pair in zip(held, again, strict=True))
+    monkeypatch.setenv("DISTILL_KERNELS", "streaming")
+    streamed = by_kernel(student, teacher, kind, in_place=False, **options)
+    assert len(clusters) == 6
+    torch.testing.assert_close(held[0], streamed[0], rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(held[1].float(), streamed[1].float(), rtol=2**-7, atol=1e-5)
+    few = slice(0, 97, 24)
+    exact = student[few].double().cpu().requires_grad_()
+    options |= {"labels": labels[few].cpu(), "row_weight": torch.linspace(0.5, 2.0, 97)[few]}
+    expected = dense_loss(exact, teacher[few].double().cpu(), kind, **options)
+    (right,) = torch.autograd.grad(expected.sum(), exact)
+    assert ((held[0][few].cpu() - expected).abs() <= 3e-6 * (1 + expected)).all()
+    allowed = ULP[torch.bfloat16] * right.abs() + 6e-6 * expected.detach().clamp(min=1)[:, None]
+    assert ((held[1][few].cpu().double() - right).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_held_rows_leave_their_neighbours_alone(clusters, dtype, softcap):
+    """Rows of an odd length inside a wider matrix, in place; some are not to be read, one is NaN."""
+    student, teacher = logits(40, 30_003, dtype)
+    labels = torch.arange(40)
+    labels[::5] = -100
+    student[7, 29_000] = float("nan")
+    wide = [torch.full((40, 30_011), 7.0, dtype=dtype, device="cuda") for _ in range(2)]
+    views = [matrix[:, 3:30_006].copy_(tensor) for matrix, tensor in zip(wide, (student, teacher), strict=True)]
+    settings = Settings(kind="skew_reverse_kl", student_softcap=softcap)
+    options = {"gradient_CV": views[0], "ignore_index": -100}
+    loss = triton_dense().dense_rows(*views, labels.cuda(), None, settings, **options).cpu()
+    assert clusters == [40]
+    counted = (labels != -100) & (torch.arange(40) != 7)
+    expected = dense_loss(student.double(), teacher.double(), "skew_reverse_kl", student_softcap=softcap)
+    assert ((loss - expected).abs()[counted] <= 1e-6 * (1 + expected[counted])).all()
+    assert loss[7].isnan() and (loss[::5] == 0).all()
+    assert torch.equal(views[0][::5].cpu(), student[::5])
+    assert all((matrix[:, :3] == 7).all() and (matrix[:, 30_006:] == 7).all() for matrix in wide)
+    assert torch.equal(views[1].cpu(), teacher)

@@ -14,11 +14,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from table import device_name, slug, versions
-
 HERE = Path(__file__).resolve().parent
+sys.path.insert(1, str(HERE.parent))
+
+import torch  # noqa: E402
+from table import device_name, slug, versions  # noqa: E402
+
 ROOT = HERE.parents[1]
-PARTS = {"gpu_tests": 90.0, "kernel_tests": 60.0, "kernel_tests_on_gpu": 60.0, "training": 60.0, "benchmark": 0.0}
+PARTS = {
+    "gpu_tests": 90.0,
+    "kernel_tests": 60.0,
+    "kernel_tests_on_gpu": 60.0,
+    "kernel_tests_in_clusters": 40.0,
+    "training": 60.0,
+    "benchmark": 0.0,
+}
 """Seconds at most. The benchmark comes last and takes what is left: it does as much as there is time for."""
 
 KERNEL_TESTS = "tests/distill_kernels"
@@ -57,7 +67,8 @@ class Check:
 
     def __init__(self, folder: Path, deadline: float, rehearsing: bool, benchmark: list[str]) -> None:
         self.folder, self.deadline, self.rehearsing, self.benchmark_arguments = folder, deadline, rehearsing, benchmark
-        path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        folders = [ROOT, HERE.parent, HERE, ROOT / KERNEL_TESTS]  # the last two for pytest's plugins
+        path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
     def run(self, part: str) -> Outcome:
@@ -80,17 +91,30 @@ class Check:
         return good, words + note
 
     def kernel_tests(self, budget: float) -> tuple[bool, str]:
-        """The other tests of the kernels, as they stand, with the triton ones asked for."""
+        """The other tests of the kernels on this machine's torch; what is compiled without a GPU needs none."""
         self.environment["DISTILL_KERNELS"] = "triton"
-        return self._pytest("kernel_tests", budget, ["-m", "not gpu", KERNEL_TESTS])
+        return self._pytest("kernel_tests", budget, ["-m", "not gpu and not slow", "-k", "not compiled", KERNEL_TESTS])
 
     def kernel_tests_on_gpu(self, budget: float) -> tuple[bool, str]:
         """Those of the rows once more, their tensors on the GPU."""
+        return self._on_gpu("kernel_tests_on_gpu", budget, [], "dense", "sparse", "linear")
+
+    def kernel_tests_in_clusters(self, budget: float) -> tuple[bool, str]:
+        """And once more those of dense rows, each held by a cluster however few there are."""
+        if importlib.util.find_spec("triton") is None:
+            return True, "triton is not installed"
+        from distill_kernels.triton_resident import has_clusters
+
+        if not self.rehearsing and not has_clusters(torch.device("cuda")):
+            return True, "no clusters here: they need Triton 3.8 and compute capability 9"
+        return self._on_gpu("kernel_tests_in_clusters", budget, ["-p", "clustered_rows"], "dense", "linear")
+
+    def _on_gpu(self, name: str, budget: float, plugins: list[str], *files: str) -> tuple[bool, str]:
         if self.rehearsing:
             return True, "nothing to rehearse without a GPU"
         self.environment["DISTILL_KERNELS"] = "triton"
-        files = [f"{KERNEL_TESTS}/test_{name}.py" for name in ("dense", "sparse", "linear")]
-        return self._pytest("kernel_tests_on_gpu", budget, ["-p", "on_gpu", "-m", "not gpu and not slow", *files])
+        paths = [f"{KERNEL_TESTS}/test_{file}.py" for file in files]
+        return self._pytest(name, budget, ["-p", "on_gpu", *plugins, "-m", "not gpu and not slow", *paths])
 
     def training(self, budget: float) -> tuple[bool, str]:
         """A short run of distill with the triton kernels, or the loop that needs nothing but torch."""

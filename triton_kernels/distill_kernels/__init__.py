@@ -14,7 +14,8 @@ autograd.py       gradients: taken in forward for a sum, in backward for a loss 
 student.py        the tensors that may want a gradient; a head with a low-rank update
 parallel.py       DTensors: heads that are gathered, and vocabularies that stay cut
 eager.py          the loop over chunks of rows
-projection.py     its matrix products: logits, and the gradients of what made them
+projection.py     logits, and the gradients of what made them
+products.py       the matrix products of both, by the library that is fastest at them
 columns.py        a row's sums, where its vocabulary lies over several processes
 dense.py          loss and gradient of rows of logits against a teacher's logits
 sparse.py         the same against K token ids per row
@@ -23,7 +24,11 @@ closed_forms.py   the six divergences and their derivatives
 
 implementation.py eager or Triton
 triton_dense.py, triton_sparse.py                  launch the kernels that stand in for dense.py and sparse.py
-triton_dense_kernel.py, triton_sparse_kernel.py    one row each
+triton_dense_kernel.py, triton_sparse_kernel.py    one row each, which streams past
+triton_resident.py, triton_resident_kernel.py      rows that a cluster of processors holds
+triton_resident_table.py                           which rows one can hold
+triton_launch.py                                   tiles, numbers and addresses of all launches
+triton_dense_row.py                                what both ways of a dense row have in common
 triton_forms.py, triton_softmax.py                 closed_forms.py and softened.py inside a kernel
 """
 

@@ -1,9 +1,10 @@
-"""Rows of student logits against a teacher's logits on a GPU: launches `triton_dense_kernel.dense_kernel`.
+"""Rows of student logits against a teacher's logits on a GPU.
 
-C rows, V shared vocabulary.
+A cluster that holds a row takes it where the device has clusters, the rows are whole and there are enough of them
+(`triton_resident`); `triton_dense_kernel.dense_kernel`, through which rows stream, takes the others. C rows, V shared
+vocabulary.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +12,17 @@ import triton
 from torch import Tensor
 
 from distill_kernels.columns import WHOLE, Columns, Cut, Whole
+from distill_kernels.implementation import allows_clusters
 from distill_kernels.settings import Settings
 from distill_kernels.triton_dense_kernel import LABEL_LOGIT, PARTIALS, dense_kernel
-from distill_kernels.triton_softmax import LOG2_E
+from distill_kernels.triton_launch import address_mode, device_of, scalars, tile_shape
+from distill_kernels.triton_resident import has_clusters, is_ragged, launch_clusters
+from distill_kernels.triton_resident_table import Cluster, cluster_for
 
 # Programs that keep an H200 busy, four on each of its 132 processors; fewer rows than that are split.
 _BUSY_PROGRAMS = 528
+# Programs of clusters that do: two on each processor. Fewer rows than make so many are split, too.
+_BUSY_CLUSTER_PROGRAMS = 264
 
 
 def dense_rows(
@@ -40,6 +46,12 @@ def dense_rows(
         return loss_C
     matrices = [student_CV, teacher_CV] + ([] if gradient_CV is None else [gradient_CV])
     address, cut = address_mode(matrices), isinstance(columns, Cut)
+    labelled = labels_C is not None and settings.hard_weight > 0
+    cluster = None if cut else _cluster(matrices, settings, address, labelled=labelled)
+    if cluster is not None:
+        rows = (student_CV, teacher_CV, gradient_CV, loss_C, labels_C, weight_C)
+        launch_clusters(*rows, settings, ignore_index, address, cluster)
+        return loss_C
     # processes that share a row split their parts of it alike, whatever their own addresses are
     widest = columns.widest(num_tokens)
     block, num_warps = tile_shape(widest)
@@ -68,7 +80,7 @@ def dense_rows(
                 LANES=triton.next_power_of_2(shared.splits),
                 KIND=settings.kind,
                 IGNORES=ignore_index is not None and labels_C is not None,
-                HARD=settings.hard_weight > 0 and labels_C is not None,
+                HARD=labelled,
                 UNIT_TEMPERATURE=settings.temperature == 1,
                 STUDENT_CAPPED=settings.student_softcap is not None,
                 TEACHER_CAPPED=settings.teacher_softcap is not None,
@@ -80,6 +92,26 @@ def dense_rows(
         if phase == "statistics" or phase == "sums":
             shared.exchange(labels_C)
     return loss_C
+
+
+def _cluster(matrices: list[Tensor], settings: Settings, address: str, *, labelled: bool) -> Cluster | None:
+    """The cluster that holds a row; None where rows are to stream."""
+    student_CV, teacher_CV = matrices[:2]
+    if address == "any" or not allows_clusters() or not has_clusters(student_CV.device):
+        return None
+    num_rows, num_tokens = student_CV.shape
+    cluster = cluster_for(
+        num_tokens,
+        max(student_CV.itemsize, teacher_CV.itemsize),
+        settings.kind,
+        shifted=address == "shifted",
+        ragged=is_ragged(matrices, address),
+        labelled=labelled,
+        capped=not (settings.student_softcap is None and settings.teacher_softcap is None),
+    )
+    if cluster is None or num_rows * cluster.num_ctas < _BUSY_CLUSTER_PROGRAMS:
+        return None
+    return cluster
 
 
 class Shared:
@@ -112,11 +144,6 @@ class Shared:
             parts[:, 0, LABEL_LOGIT] = gathered[owner_C, row_C, LABEL_LOGIT]
 
 
-def tile_shape(num_tokens: int) -> tuple[int, int]:
-    """Tokens per tile and warps per program: 16 tokens a thread, few enough registers for several programs per SM."""
-    return (4096, 8) if num_tokens >= 4096 else (1024, 4)
-
-
 def split(num_rows: int, num_tokens: int, block: int) -> tuple[int, int]:
     """Programs per row, and tiles for each of them: one program has a whole row where rows are many."""
     num_tiles = -(-num_tokens // block)
@@ -129,38 +156,3 @@ def _phases(kind: str, splits: int, *, cut: bool) -> tuple[str, ...]:
     if splits == 1 and not cut:
         return ("whole",)
     return ("statistics", "gradient") if kind in ("forward_kl", "reverse_kl") else ("statistics", "sums", "gradient")
-
-
-def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A launch goes to the current device, which need not be the tensors'."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def scalars(settings: Settings) -> tuple[float, ...]:
-    """The kernel's numbers, computed in float64 and rounded once."""
-    s, temperature = settings, settings.temperature
-    student_k = (s.student_softcap or s.student_scale) / temperature * LOG2_E
-    teacher_k = (s.teacher_softcap or s.teacher_scale) / temperature * LOG2_E
-    return (
-        s.student_scale / (s.student_softcap or 1.0),
-        s.teacher_scale / (s.teacher_softcap or 1.0),
-        student_k,
-        teacher_k,
-        (s.student_softcap or s.student_scale) * LOG2_E,
-        s.beta if s.kind == "jsd" else s.alpha,
-        (1 - s.hard_weight) * temperature**2,
-        s.hard_weight,
-        (1 - s.hard_weight) * temperature * s.student_scale,
-        s.hard_weight * s.student_scale,
-    )
-
-
-def address_mode(matrices: list[Tensor]) -> str:
-    """How far the rows' addresses are known at compile time; see `triton_softmax.row_start`."""
-    if any(matrix.stride(1) != 1 for matrix in matrices):
-        return "any"
-    if all((matrix.stride(0) * matrix.itemsize) % 16 == 0 and matrix.data_ptr() % 16 == 0 for matrix in matrices):
-        return "aligned"
-    starts = {(m.itemsize, m.stride(0) * m.itemsize % 16, m.data_ptr() % 16) for m in matrices}
-    whole = all(matrix.data_ptr() % matrix.itemsize == 0 for matrix in matrices)
-    return "shifted" if len(starts) == 1 and whole else "any"

@@ -20,10 +20,10 @@ the others left in `partials` is brought there between the launches.
 import triton
 import triton.language as tl
 
-from distill_kernels.triton_forms import kl_gradient, mixture_gradient, mixture_loss, mixture_sums, mixture_terms
+from distill_kernels.triton_dense_row import kl_sums, logit_at, logit_gradient, row_loss
+from distill_kernels.triton_forms import mixture_loss, mixture_sums, mixture_terms
 from distill_kernels.triton_softmax import (
     EMPTY,
-    LN2,
     capped,
     combined,
     drift,
@@ -113,7 +113,9 @@ def dense_kernel(
     label_logit = 0.0
     if PHASE == "whole" or PHASE == "statistics":
         if HARD:  # now, for the gradient may be written over it
-            label_logit = _logit_at(begin + label, pair, begin, end, STUDENT_CAPPED, CONTIGUOUS)
+            label_logit = logit_at(
+                begin + label, pair[0], student_token, student_factor, begin, end, STUDENT_CAPPED, CONTIGUOUS
+            )
             if PHASE == "statistics":
                 tl.store(partial + _LABEL_LOGIT, label_logit)
         statistics = _statistics(
@@ -136,13 +138,8 @@ def dense_kernel(
 
     softmaxes = (top, 1.0 / total, teacher_top, 1.0 / teacher_total)
     first, second = 0.0, 0.0
-    if KIND == "forward_kl":
-        second = tl.log(teacher_total / total)
-        first = cross / teacher_total * LN2 - second
-        divergence = first
-    elif KIND == "reverse_kl":
-        second = tl.log(teacher_total / total)
-        first = cross / total * LN2 + second
+    if KIND == "forward_kl" or KIND == "reverse_kl":
+        first, second = kl_sums(cross, total, teacher_total, KIND)
         divergence = first
     else:
         if PHASE == "whole" or PHASE == "sums":
@@ -161,16 +158,13 @@ def dense_kernel(
             second = tl.sum(tl.load(sums + 7, mask=lane < splits, other=0.0), 0)
         divergence = mixture_loss(first, second, weight, KIND)
 
-    # a row of nothing but -inf, one with +inf, and one with NaN have no softmax
-    divergence += 0.0 * top + 0.0 * teacher_top + 0.0 * total + 0.0 * teacher_total
-    row_loss = loss_scale * divergence
+    statistics = (top, total, teacher_top, teacher_total, hard_total)
+    result = row_loss(divergence, statistics, label_logit, hard_k, loss_scale, hard_weight, HARD)
     row_weight = 1.0
-    if HARD:
-        row_loss += hard_weight * (tl.log(hard_total) - (label_logit - top) * hard_k * LN2)
     if row_weights is not None:
         row_weight = tl.load(row_weights + row)
-        row_loss *= row_weight
-    tl.store(loss + row, row_loss, mask=tl.program_id(1) == 0)
+        result *= row_weight
+    tl.store(loss + row, result, mask=tl.program_id(1) == 0)
 
     if gradient is not None:
         _write_gradient(
@@ -179,17 +173,6 @@ def dense_kernel(
             gradient_scale, hard_scale, row_weight,
             KIND, HARD, UNIT_TEMPERATURE, STUDENT_CAPPED, TEACHER_CAPPED, CONTIGUOUS, BLOCK,
         )  # fmt: skip
-
-
-@triton.jit
-def _logit_at(position, pair, begin, end, CAPPED: tl.constexpr, CONTIGUOUS: tl.constexpr):
-    """The student's logit at a label, capped but not scaled; NaN if it is no token of the vocabulary."""
-    student_row, _, student_token, _, student_factor, _ = pair
-    positions = tl.full([1], position, tl.int64)
-    known = within(positions, begin, end)
-    logit = tl.load(student_row + token_offsets(positions, student_token, CONTIGUOUS), mask=known, other=EMPTY)
-    logit = capped(logit.to(tl.float32), positions, begin, end, student_factor, CAPPED)
-    return tl.sum(tl.where(known, logit, float("nan")), 0)
 
 
 @triton.jit
@@ -358,9 +341,7 @@ def _write_gradient(
     CONTIGUOUS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The last pass. `first` and `second` are the mixture's sums; of a KL its value and ln(teacher's / student's
-    total)."""
-    student_top, student_inverse, teacher_top, teacher_inverse = softmaxes
+    """The last pass; `first` and `second` as `triton_dense_row` has them."""
     REVERSED: tl.constexpr = KIND == "forward_kl" or KIND == "reverse_kl"
     mirror = first_tile + (last_tile - 1) // BLOCK * BLOCK
     for step in range(first_tile, last_tile, BLOCK):
@@ -368,21 +349,11 @@ def _write_gradient(
         positions, student, teacher = _load_pair(
             pair, start, begin, end, STUDENT_CAPPED, TEACHER_CAPPED, CONTIGUOUS, BLOCK
         )
-        student_log = (student - student_top) * student_k
-        teacher_log = (teacher - teacher_top) * teacher_k
-        q = tl.exp2(student_log) * student_inverse
-        p = tl.exp2(teacher_log) * teacher_inverse
-        if REVERSED:
-            by_softmax = kl_gradient(q, p, (student_log - teacher_log) * LN2 + second, first, KIND)
-        else:
-            by_softmax = mixture_gradient(q, p, first, second, weight, KIND)
-        result = gradient_scale * by_softmax
-        if HARD:
-            hard_q = q if UNIT_TEMPERATURE else tl.exp2((student - student_top) * hard_k) * hard_inverse
-            result += hard_scale * tl.where(positions == label_position, hard_q - 1.0, hard_q)
-        result *= row_weight
-        if STUDENT_CAPPED:
-            result *= 1.0 - student * student
+        result = logit_gradient(
+            positions, student, teacher, softmaxes, first, second, label_position, hard_inverse,
+            student_k, teacher_k, hard_k, weight, gradient_scale, hard_scale, row_weight,
+            KIND, HARD, UNIT_TEMPERATURE, STUDENT_CAPPED,
+        )  # fmt: skip
         result = result.to(gradient_row.dtype.element_ty)
         gradient_at = gradient_row + token_offsets(positions, gradient_token, CONTIGUOUS)
         if is_whole(start, begin, end, BLOCK):

@@ -19,13 +19,13 @@ import triton.language as tl
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2_E = 1.4426950408889634
 EMPTY = tl.constexpr(float("-inf"))
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the interpreter has no inline assembly
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # the interpreter has no inline assembly
 
 
 @triton.jit
 def log2(x):
     """The special function unit's, within 2^-22 (relative outside 0.5 to 2): one instruction where tl.log2 is 20."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return tl.log2(x)
     else:
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
@@ -34,7 +34,7 @@ def log2(x):
 @triton.jit
 def reciprocal(x):
     """1 / x for 1e-37 < x: within one unit in the last place, one instruction where a division is eight."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return 1.0 / x
     else:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from distill_kernels.settings import Settings
-from distill_kernels.triton_dense import address_mode, device_of, scalars, tile_shape
+from distill_kernels.triton_launch import address_mode, device_of, scalars, tile_shape
 from distill_kernels.triton_sparse_kernel import sparse_kernel
 
 MOST_IDS = 2048
