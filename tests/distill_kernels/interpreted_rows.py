@@ -169,6 +169,31 @@ def test_programs_that_share_a_row(monkeypatch, kind, layout):
     torch.testing.assert_close(moved, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [1, 4096, 11_000])
+def test_a_gradient_is_scaled_in_place_by_what_comes_in(monkeypatch, size, dtype):
+    from distill_kernels import triton_scale
+
+    monkeypatch.setattr(triton_scale, "_PROGRAMS", 2)
+    gradient = torch.randn(size).to(dtype)
+    for factor in (1.0, 0.37, 0.0, -2.0):
+        found = gradient.clone()
+        assert triton_scale.scale_(found, torch.tensor(factor, dtype=torch.float64)) is found
+        assert torch.equal(found, (gradient.float() * torch.tensor(factor)).to(dtype)), factor
+
+
+def test_a_graph_that_is_walked_twice_gives_each_its_own_gradient():
+    student, teacher = torch.randn(3, 300, requires_grad=True), torch.randn(3, 300)
+    loss = divergence(student, teacher, "jsd")
+    (first,) = torch.autograd.grad(0.5 * loss, student, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(3 * loss, student)
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(second, 6 * first, rtol=1e-5, atol=1e-8)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, student)
+
+
 def test_rows_that_do_not_count_are_not_read():
     student, teacher, labels, _ = case(5, 300)
     labels[1], labels[3] = -100, -100

@@ -106,7 +106,8 @@ def test_identical_rows_are_zero(kind):
     student, _, _ = rows(4, 1003, 1003, dtype=torch.float32)
     loss = divergence(student, student.detach(), kind)
     assert abs(loss.item()) <= 1e-6
-    assert torch.autograd.grad(loss, student)[0].abs().max() <= 1e-7
+    # a GPU's approximate reciprocal and logarithm are each one unit off in the last place
+    assert torch.autograd.grad(loss, student)[0].abs().max() <= (3e-7 if student.is_cuda else 1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ def outcomes_of(folder: Path, *start: str, **more: str) -> list[dict[str, str]]:
     """What failed, by case, on each process: importing torch costs more than all cases, so they share processes."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root / "triton_kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
     processes = [
         subprocess.Popen(
             [sys.executable, str(CASES), str(folder), str(rank), str(SIZE), *start],

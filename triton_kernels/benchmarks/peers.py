@@ -36,7 +36,7 @@ def peer_providers() -> list[Provider]:
         Provider(name="Liger jsd, tvd", make=_liger_logits),
         Provider(name="TRL ChunkedDivergence", make=_trl),
         Provider(name="torchtune, 8 chunks", make=_torchtune),
-        Provider(name="speculators, fused", make=_speculators),
+        Provider(name="speculators, fused", make=_speculators, capturable=True),
     ]
 
 

@@ -46,15 +46,19 @@ class Provider:
     """Of ours: whether products of 16-bit inputs make logits of 32 bits, so that the accuracy promised holds."""
     environment: dict[str, str] = field(default_factory=dict)
     """Set while the provider runs."""
+    capturable: bool = False
+    """Whether a step asks nothing of the device, so that it can be part of a CUDA graph."""
 
 
 def our_providers() -> list[Provider]:
     """The triton kernels where a GPU is asked for, the eager algorithm that runs anywhere, and its exact form."""
     triton, streaming, eager = ({"DISTILL_KERNELS": name} for name in ("triton", "streaming", "eager"))
     return [
-        Provider(name="ours, triton", make=_ours_on_a_gpu, ours=True, environment=triton),
-        Provider(name="ours, triton streaming", make=_ours_streaming, ours=True, environment=streaming),
-        Provider(name="ours, eager", make=_ours, ours=True, float32_logits=False, environment=eager),
+        Provider(name="ours, triton", make=_ours_on_a_gpu, ours=True, environment=triton, capturable=True),
+        Provider(
+            name="ours, triton streaming", make=_ours_streaming, ours=True, environment=streaming, capturable=True
+        ),
+        Provider(name="ours, eager", make=_ours, ours=True, float32_logits=False, environment=eager, capturable=True),
         Provider(name="ours, eager, float32 products", make=_ours_in_float32, ours=True, environment=eager),
     ]
 
@@ -62,8 +66,8 @@ def our_providers() -> list[Provider]:
 def pytorch_providers() -> list[Provider]:
     """The definition as one writes it, and the same compiled."""
     return [
-        Provider(name="PyTorch", make=lambda case, inputs: Step(loss=lambda: loss_of(case, inputs))),
-        Provider(name="torch.compile", make=_compiled),
+        Provider(name="PyTorch", make=lambda case, inputs: Step(loss=lambda: loss_of(case, inputs)), capturable=True),
+        Provider(name="torch.compile", make=_compiled, capturable=True),
     ]
 
 
@@ -78,6 +82,11 @@ def _ours_on_a_gpu(case: Case, inputs: Inputs) -> Step:
 def _ours_streaming(case: Case, inputs: Inputs) -> Step:
     if case.op == "sparse" or not _some_tensor(inputs).is_cuda:
         raise Unsupported("another way only against a teacher's logits on a GPU", obvious=True)
+    if importlib.util.find_spec("triton") is not None:
+        from distill_kernels.triton_resident import has_clusters
+
+        if not has_clusters(_some_tensor(inputs).device):
+            raise Unsupported("what triton does here, where there are no clusters", obvious=True)
     return _ours_on_a_gpu(case, inputs)
 
 

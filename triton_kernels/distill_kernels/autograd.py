@@ -1,8 +1,8 @@
 """evaluate_with_gradient: makes a loss that knows its own derivative a node of torch's graph.
 
-A sum takes its gradients in forward, while the logits are in cache, and backward only scales them. A loss per row does
-not know its incoming gradients in forward: it keeps its inputs and evaluates again in backward with those as weights.
-Both scale out of place, so a graph that is retained may be walked twice.
+A sum takes its gradients in forward, while the logits are in cache; backward scales them and gives them away. Where the
+graph is retained and walked again, and for a loss per row, which does not know its incoming gradients in forward, the
+inputs are evaluated again in backward, with these as weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from distill_kernels.implementation import runs_triton
 
 Gradients = tuple[Tensor | None, ...]
 Evaluate = Callable[[Sequence[Tensor | None], Sequence[bool], Tensor | None], tuple[Tensor, Gradients]]
@@ -41,24 +43,37 @@ class _Loss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         ctx.evaluate, ctx.reduction, ctx.wanted = evaluate, reduction, wanted
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in students]
-        if reduction == "sum":
-            loss_N, gradients = evaluate(students, wanted, None)
-            ctx.save_for_backward(*gradients)
-            return total(loss_N)
-        loss_N, _ = evaluate(students, [False] * len(students), None)
         ctx.save_for_backward(*students)
-        return loss_N
+        if reduction == "none":
+            ctx.gradients = None
+            return evaluate(students, [False] * len(students), None)[0]
+        loss_N, ctx.gradients = evaluate(students, wanted, None)
+        ctx.num_rows = len(loss_N)
+        return total(loss_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = incoming
-        if ctx.reduction == "sum":
-            pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-            return None, None, *(scaled(gradient, upstream, dtype) for gradient, dtype in pairs)
-        _, gradients = ctx.evaluate(ctx.saved_tensors, ctx.wanted, upstream)
+        taken, ctx.gradients = ctx.gradients, None
+        if taken is not None:
+            pairs = zip(taken, ctx.dtypes, strict=True)
+            return None, None, *(_scaled_away(gradient, upstream, dtype) for gradient, dtype in pairs)
+        upstream_N = upstream.expand(ctx.num_rows) if ctx.reduction == "sum" else upstream
+        _, gradients = ctx.evaluate(ctx.saved_tensors, ctx.wanted, upstream_N)
         pairs = zip(gradients, ctx.dtypes, strict=True)
         return None, None, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in pairs)
+
+
+def _scaled_away(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """`scaled` of a gradient that nobody needs after this: in its own memory, if its dtype is the parameter's."""
+    if gradient is None or gradient.dtype != dtype:
+        return scaled(gradient, upstream, dtype)
+    if gradient.is_contiguous() and runs_triton(gradient):
+        from distill_kernels.triton_scale import scale_
+
+        return scale_(gradient, upstream)
+    return gradient.mul_(upstream)
 
 
 def scaled(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -68,6 +83,8 @@ def scaled(gradient: Tensor | None, upstream: Tensor, dtype: torch.dtype) -> Ten
     if gradient.dtype == dtype or gradient.numel() <= _SLICE_ELEMENTS:
         return (gradient * upstream).to(dtype)
     scaled = torch.empty(gradient.shape, dtype=dtype, device=gradient.device)
+    if gradient.is_cuda:  # rounds as it writes, which a CPU does in a copy of the whole
+        return torch.mul(gradient, upstream.detach(), out=scaled)
     rows = max(1, _SLICE_ELEMENTS * gradient.shape[0] // gradient.numel())
     for part, target in zip(gradient.split(rows), scaled.split(rows), strict=True):
         target.copy_(part * upstream)

@@ -32,12 +32,18 @@ class Whole:
         return parts
 
     def take(self, values_NV: Tensor, ids_NK: Tensor) -> Tensor:
-        """The values of given tokens, `[N, K]`."""
-        return values_NV.gather(-1, ids_NK)
+        """The values of given tokens, `[N, K]`; NaN for an id outside, where ids could not be read before."""
+        if values_NV.device.type == "cpu":
+            return values_NV.gather(-1, ids_NK)
+        places_NK, outside_NK = _clamped(ids_NK, values_NV)
+        return values_NV.gather(-1, places_NK).masked_fill_(outside_NK, math.nan)
 
     def add_(self, values_NV: Tensor, ids_NK: Tensor, added_NK: Tensor) -> Tensor:
-        """Adds to the values of given tokens, in place."""
-        return values_NV.scatter_add_(-1, ids_NK, added_NK)
+        """Adds to the values of given tokens, in place; NaN, somewhere in the row, for an id outside."""
+        if values_NV.device.type == "cpu":
+            return values_NV.scatter_add_(-1, ids_NK, added_NK)
+        places_NK, outside_NK = _clamped(ids_NK, values_NV)
+        return values_NV.scatter_add_(-1, places_NK, added_NK.masked_fill(outside_NK, math.nan))
 
     def locate(self, ids_NK: Tensor) -> tuple[Tensor, Tensor | None]:
         """Where given tokens are among those held here, and which of them are; None: all."""
@@ -118,6 +124,12 @@ class Cut:
         gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
         gather(gathered, tensor.reshape(-1), group=self.group)
         return gathered.view(self.num_processes, *tensor.shape)
+
+
+def _clamped(ids_NK: Tensor, values_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids that a GPU can look up, for one outside ends its process, and which of them were outside."""
+    num_tokens = values_NV.shape[-1]
+    return ids_NK.clamp(0, num_tokens - 1), (ids_NK < 0) | (ids_NK >= num_tokens)
 
 
 Columns = Whole | Cut

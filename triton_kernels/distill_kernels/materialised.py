@@ -35,7 +35,11 @@ class LogitsCall:
         assert student is not None
         teacher, num_tokens, device = self.teacher_logits.detach(), self.num_tokens, student.device
         work_dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
-        gradient = torch.zeros(student.shape, dtype=student.dtype, device=device) if wanted[0] else None
+        gradient = None
+        if wanted[0]:
+            all_written = self.rows.labels_N is None and student.shape[-1] == num_tokens
+            make = torch.empty if all_written else torch.zeros
+            gradient = make(student.shape, dtype=student.dtype, device=device)
         loss_N = torch.zeros(self.rows.num_rows, dtype=work_dtype, device=device)
         workspace = Workspace(block_rows(num_tokens, device), num_tokens, work_dtype, device)
         views = [student.detach(), teacher] + ([] if gradient is None else [gradient])

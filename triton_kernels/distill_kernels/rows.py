@@ -68,4 +68,7 @@ class Rows:
 def is_captured(device: torch.device) -> bool:
     """Whether work on this device becomes part of a CUDA graph, so that nothing may depend on what it computes."""
     # without CUDA there are fake tensors only, of which no graph is captured
-    return device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda" or not torch.cuda.is_initialized():
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

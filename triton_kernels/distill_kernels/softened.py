@@ -93,9 +93,10 @@ def _normalise(shifted_NV: Tensor, slope_NV: Tensor | None, probabilities_NV: Te
 
 
 def block_rows(num_tokens: int, device: torch.device, columns: Columns = WHOLE) -> int:
-    """Rows whose buffers stay in a CPU core's cache between the passes (1 MiB each in float32); elsewhere, many.
+    """Rows whose buffers stay in a CPU core's cache between the passes (1 MiB each in float32).
 
+    Elsewhere 256 MiB each: enough to keep a GPU busy, and the four to seven of them no more than a chunk's logits.
     Processes that share a vocabulary wait for each other in every block: theirs are four times as large.
     """
-    elements = 2**28 if device.type != "cpu" else 2**18 if isinstance(columns, Whole) else 2**20
+    elements = 2**26 if device.type != "cpu" else 2**18 if isinstance(columns, Whole) else 2**20
     return max(1, math.floor(elements / max(num_tokens, 1)))

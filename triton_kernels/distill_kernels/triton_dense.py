@@ -88,6 +88,7 @@ def dense_rows(
                 CONTIGUOUS=all(matrix.stride(1) == 1 for matrix in matrices),
                 BLOCK=block,
                 num_warps=num_warps,
+                enable_fp_fusion=True,  # no default from Triton 3.10 on
             )
         if phase == "statistics" or phase == "sums":
             shared.exchange(labels_C)

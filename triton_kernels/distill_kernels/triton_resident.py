@@ -68,5 +68,6 @@ def launch_clusters(
             BLOCK=cluster.tile_tokens,
             TILES=cluster.tiles,
             num_warps=cluster.num_warps,
+            enable_fp_fusion=True,  # no default from Triton 3.10 on
             num_ctas=cluster.num_ctas,
         )

@@ -78,5 +78,6 @@ def sparse_rows(
             BLOCK=block,
             IDS=max(16, triton.next_power_of_2(num_ids + (tail == "bucket"))),
             num_warps=num_warps,
+            enable_fp_fusion=True,  # no default from Triton 3.10 on
         )
     return loss_C
