@@ -42,10 +42,9 @@ def check_adapter(recipe: Recipe, student: dict[str, Any]) -> None:
     missing = [name for name in named if not any(takes(name, layer) for layer in [*layers, head])]
     if missing:
         there = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in (layers if tied else [*layers, head])))
-        what = "a linear layer that is quantised" if recipe.adapter.kind == "qlora" else "a linear layer"
         raise RecipeError(
-            f"adapter.target_modules names {', '.join(missing)}, which is not the name of {what} in this student "
-            f"(model_type {student.get('model_type')}). It has: {there}."
+            f"adapter.target_modules names {', '.join(missing)}, which is not the name of a linear layer in this "
+            f"student (model_type {student.get('model_type')}). It has: {there}."
         )
     if on_head:
         _check_adapter_of_head(recipe, f"adapter.target_modules names {on_head[0]}, the student's output head", tied)
@@ -56,9 +55,10 @@ def _check_adapter_of_head(recipe: Recipe, said: str, tied: bool) -> None:
     if tied:
         # PEFT only warns: it trains the update for the head alone, and merges it into the embeddings as well
         raise RecipeError(
-            f"{said}, and its weights are the embeddings too (tie_word_embeddings).\n"
+            f"{said}, and its config.json says that the embeddings are its weights (tie_word_embeddings).\n"
             "An update is trained for what the student says, and merged it would change what it reads as well.\n"
-            "Leave it out, or take a student with a head of its own (student.tie_word_embeddings=false from scratch)."
+            "Leave it out, or take a student with a head of its own: from scratch student.tie_word_embeddings=false; a "
+            "checkpoint\nthat has a head of its own says so in its config.json."
         )
     if recipe.adapter.kind != "none" and recipe.adapter.dropout:
         raise RecipeError(

@@ -35,6 +35,7 @@ from distill.errors import DataError, RecipeError
 from distill.example import Examples
 from distill.family.reading import Read, read_stored, refuse_unknown_architecture
 from distill.recipe import STAGES, Recipe
+from distill.student.pretrained import config_with_layers
 from distill.workspace import store_folder
 
 # A run of the smallest recipe leaves about this much; a full disk should be met here, not in the last stage.
@@ -105,7 +106,8 @@ def check_models(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool = F
     """
     if recipe.student.kind == "pretrained":
         refuse_unknown_architecture(student, "student.model")
-    check_adapter(recipe, student)
+    layers = getattr(recipe.student, "layers", None)
+    check_adapter(recipe, config_with_layers(student, layers) if layers else student)
     check_packing(recipe, student)
     _compressions_fit(recipe, student, elsewhere=elsewhere, reads_hub=reads_hub)
 
@@ -129,10 +131,19 @@ def _tokenizers_of(recipe: Recipe) -> list[tuple[str, str | None]]:
 
 def _student_config(recipe: Recipe, teacher: dict[str, Any] | None, read: Read) -> dict[str, Any]:
     if recipe.student.kind == "pretrained":
+        _refuse_unmerged(Path(recipe.student.model))
         return read(recipe.student.model, recipe.student.revision, "student.model")
     # some architectures keep the text model's shape one level down
     shape = teacher.get("text_config", teacher) if teacher else {}
     return recipe.student.config(vocab_size=shape.get("vocab_size", recipe.student.vocab_size))
+
+
+def _refuse_unmerged(folder: Path) -> None:
+    if folder.is_dir() and (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
+        raise RecipeError(
+            f"student.model={folder} has an adapter that is not merged (adapter_config.json), and it would be neither "
+            "trained nor kept.\nMerge it with PEFT's merge_and_unload(), save the model, and name that folder."
+        )
 
 
 def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,8 +11,10 @@ from distill import _hydra
 from distill._shape_checks import check_adapter
 from distill.adapter.lora import Lora
 from distill.adapter.qlora import Qlora
+from distill.checks import check_configs, check_models
 from distill.errors import RecipeError
 from distill.family.known import FAMILIES
+from distill.family.reading import read_stored
 from distill.planning.memory import trained
 from distill.planning.model import model_of
 from distill.recipe import parse
@@ -19,6 +22,22 @@ from tests.distributed.processes import alone, torchrun
 
 HEADS = {"gpt_neox": "lm_head", "biogpt": "output_projection"}
 """As transformers 5 calls them; GPT-NeoX's was embed_out before."""
+
+
+def test_a_layer_that_student_layers_leaves_out_is_refused():
+    """PEFT says nothing while another name matches."""
+    recipe = recipe_of("adapter=lora", "student.layers=[0]", "adapter.target_modules=[layers.1.mlp.up_proj,lm_head]")
+    with pytest.raises(RecipeError, match=r"names layers\.1\.mlp\.up_proj, which is not the name"):
+        check_models(recipe, untied_llama())
+    check_models(replace(recipe, student=replace(recipe.student, layers=[1, 0])), untied_llama())
+
+
+def test_a_student_whose_adapter_is_not_merged_is_refused(tmp_path):
+    for name in ("config.json", "adapter_config.json"):
+        (tmp_path / name).write_text(json.dumps(untied_llama()))
+    recipe = recipe_of(f"student.model={tmp_path}", "loss=text", "teacher=none", "baselines=[]")
+    with pytest.raises(RecipeError, match=r"not merged \(adapter_config\.json\)(?s:.)*merge_and_unload"):
+        check_configs(recipe, read_stored)
 
 
 def untied_llama(size=2):
@@ -77,7 +96,7 @@ def published():
 def test_a_tied_head_is_refused_and_an_untied_one_is_not(student, tied):
     if tied:
         said = refused(student, "adapter.target_modules=[lm_head]")
-        assert "embeddings too" in said and "merged" in said and "Leave it out" in said
+        assert "tie_word_embeddings" in said and "merged" in said and "Leave it out" in said
     else:
         check_adapter(recipe_of("adapter=lora", "adapter.target_modules=[lm_head]"), student)
 
@@ -102,18 +121,21 @@ def test_the_plan_counts_what_peft_makes(kind):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from distill.hardware import hardware_of
+    from distill.planning.package_stages import package_bytes
 
     config = untied_llama()
     planned = model_of("student", config, "float32", on_disk=True)
     recipe = recipe_of("adapter=lora")
-    for targets in (None, ["lm_head"], ["q_proj", "lm_head"], ["mlp.down_proj"]):
+    for targets in (None, [], ["lm_head"], ["q_proj", "lm_head"], ["mlp.down_proj"]):
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**config))
             settings = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets or "all-linear")
             made = get_peft_model(model, settings)
         expected = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
         adapter = replace(kind, target_modules=targets)
-        assert trained(replace(recipe, adapter=adapter), planned, hardware_of("1xh100-80gb")).parameters == expected
+        adapted = replace(recipe, adapter=adapter)
+        assert trained(adapted, planned, hardware_of("1xh100-80gb")).parameters == expected
+        assert package_bytes(SimpleNamespace(kind="lora"), planned, adapted) == 4 * expected
     assert planned.head_lora_size(["lm_head"]) == 384 + 64
 
 
@@ -183,7 +205,7 @@ def test_a_run_trains_merges_packs_and_proves_it(run, untied_student, tiny_run_a
         "training.on_policy_max_new_tokens=8",
         "baselines=[]",
         f"compression=[{','.join(packages)}]",
-        *(f"compression.{package}.max_kl_nats=5" for package in packages if package not in {"bf16", "lora"}),
+        *(f"compression.{package}.max_kl_nats=0.1" for package in packages if package not in {"bf16", "lora"}),
         *(["compression.bnb_nf4_lora.max_steps=2"] if "bnb_nf4_lora" in packages else []),
         OMP_NUM_THREADS="1",
         DISTILL_STORE=str(tmp_path / "store"),
@@ -213,7 +235,7 @@ def test_a_rehearsal_takes_the_same_way_or_says_why_not(run_cli):
     done = run_cli("recipe=llama2_70b_to_7b", *named, "licence.accept=[llama-2]", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     done = run_cli("recipe=qwen3_32b_to_0b6", *named, OMP_NUM_THREADS="1")
-    assert done.returncode == 2 and "embeddings too" in done.stderr + done.stdout
+    assert done.returncode == 2 and "tie_word_embeddings" in done.stderr + done.stdout
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def test_evaluation_rows_need_no_teacher(routed, monkeypatch, tmp_path):
         ),
         pytest.param(
             ["PRETRAINED", "adapter=lora", "adapter.target_modules=[lm_head]", "teacher.targets=frozen_head"],
-            "head",
+            "tie_word_embeddings",
         ),
         pytest.param(
             ["PRETRAINED", "adapter=lora", "adapter.target_modules=[embed_tokens]", "teacher.targets=frozen_head"],

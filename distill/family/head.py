@@ -130,9 +130,10 @@ def _low_rank(layer: Any) -> LowRank | None:
     }
     found = [what for what, is_there in more.items() if is_there]
     if found:
+        instead = "Set adapter.dropout=0" if found == ["dropout"] else "Merge it into the weights"
         raise RecipeError(
-            f"The adapter of the output head has {' and '.join(found)}; the loss computes one plain LoRA on a float "
-            "weight there.\nSet adapter.dropout=0, or leave the head out of adapter.target_modules."
+            f"The adapter of the output head has {' and '.join(found)}; one plain LoRA on a float weight is computed "
+            f"there.\n{instead}, or leave the head out of adapter.target_modules."
         )
     return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
 

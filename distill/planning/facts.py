@@ -9,6 +9,7 @@ from distill.family.reading import read_known, refuse_unknown_architecture
 from distill.planning.model import BYTES, Model, model_of
 from distill.planning.volume import Volume, volume_of
 from distill.recipe import Recipe
+from distill.student.pretrained import config_with_layers
 
 HERE = {"hf", "vllm"}
 """Kinds of teacher whose weights we load, or have loaded."""
@@ -59,9 +60,7 @@ def _student(recipe: Recipe, teacher: Model | None) -> Model:
     if student.layers is None:
         return _checkpoint(student.model, student.revision, "student.model")
     whole = read_known(student.model, student.revision, "student.model")
-    few = {**whole, _layers_key(whole): len(student.layers)}
-    if few.get("layer_types"):
-        few["layer_types"] = [whole["layer_types"][layer] for layer in student.layers]
+    few = config_with_layers(whole, student.layers)
     return model_of(student.model, few, _stored(student.model, whole), on_disk=Path(student.model).is_dir())
 
 
@@ -92,10 +91,6 @@ def _stored(name: str, config: dict[str, Any]) -> str:
         return known[1].stored_dtype
     said = config.get("dtype") or config.get("torch_dtype") or "float32"
     return said if said in BYTES else "float32"
-
-
-def _layers_key(config: dict[str, Any]) -> str:
-    return next((key for key in ("num_hidden_layers", "n_layer", "num_layers") if key in config), "num_hidden_layers")
 
 
 def bytes_to_download(model: Model) -> float:

@@ -107,7 +107,7 @@ def _on_disk(recipe: Recipe, facts: Facts, hardware: Hardware) -> float:
     students = (1 + len(recipe.baselines)) * FLOAT32 * student.parameters
     updated = trained(recipe, student, hardware).parameters
     checkpoints = 2 * (FLOAT32 + ADAM) * updated
-    return students + checkpoints + sum(package_bytes(c, student) for c in recipe.compression.values())
+    return students + checkpoints + sum(package_bytes(c, student, recipe) for c in recipe.compression.values())
 
 
 def _assumed(recipe: Recipe, hardware: Hardware) -> list[str]:

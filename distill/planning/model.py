@@ -56,8 +56,8 @@ class Model:
         return self.vocab * self.hidden
 
     def lora_size(self, named: Sequence[str] | None) -> int:
-        """Parameters of a LoRA of rank 1 on the layers that `adapter.target_modules` names; None: all in blocks."""
-        if named is None:
+        """Parameters of a LoRA of rank 1 on the layers that `adapter.target_modules` names; none: all in blocks."""
+        if not named:
             return self.linear_sizes
         return sum(size for layer, size in self.layer_sizes.items() if any(takes(name, layer) for name in named))
 

@@ -32,7 +32,7 @@ def compress(site: Site) -> list[Stage]:
 
     seconds, flops, packages = 0.0, 0.0, 0.0
     for compression in recipe.compression.values():
-        size = package_bytes(compression, student)
+        size = package_bytes(compression, student, recipe)
         packages += size
         seconds += (FLOAT32 * student.parameters + size) / DISK_RATE
         if compression.heals:
@@ -53,7 +53,7 @@ def compress(site: Site) -> list[Stage]:
     ]
 
 
-def package_bytes(compression: Any, student: Model) -> float:
+def package_bytes(compression: Any, student: Model, recipe: Recipe) -> float:
     """Of the weights of a package."""
     rest = 2.0 * (student.parameters - student.linear)
     match compression.kind:
@@ -64,7 +64,9 @@ def package_bytes(compression: Any, student: Model) -> float:
         case "bnb_int8":
             return rest + student.linear
         case "lora":
-            return FLOAT32 * student.linear_sizes * 16.0
+            adapter = recipe.adapter
+            if adapter.kind != "none":
+                return FLOAT32 * student.lora_size(adapter.target_modules) * adapter.rank
         case kind if kind.startswith("gguf_q8"):
             return student.parameters * 34 / 32
         case kind if kind.startswith("gguf_q4"):
@@ -82,9 +84,8 @@ def _making(recipe: Recipe, compression: Any, student: Model, volume: Volume, ha
     if compression.kind == "bf16" and not hardware.is_cpu:
         return Memory(process=process, moment="bf16 is made on the CPU")
     whole = FLOAT32 * student.parameters if compression.kind.startswith("gguf") else 0.0
-    return Memory(
-        weights=max(whole, package_bytes(compression, student)), process=process, moment=f"making {compression.kind}"
-    )
+    weights = max(whole, package_bytes(compression, student, recipe))
+    return Memory(weights=weights, process=process, moment=f"making {compression.kind}")
 
 
 def _healing(recipe: Recipe, compression: Any) -> Recipe:

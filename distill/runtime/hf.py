@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.errors import DataError
+from distill.errors import DataError, RecipeError
 from distill.runtime._cache import empty_cache
 from distill.runtime._cpu_attention import use_cpu_attention
 from distill.runtime._loading import load_as, load_like, load_model, load_quantised
@@ -326,7 +326,10 @@ def _float32_head(model: Any) -> Iterator[Any]:
 
     original = model.get_output_embeddings()
     layer = original.get_base_layer() if hasattr(original, "lora_A") else original
-    own = output_head(model).in_float32() if type(layer) is torch.nn.Linear else None
+    own = None  # a quantised head, or one with another adapter than a plain LoRA, knows its own product
+    if type(layer) is torch.nn.Linear:
+        with contextlib.suppress(RecipeError):
+            own = output_head(model).in_float32()
 
     class PickingHead(torch.nn.Module):
         picked: torch.Tensor
@@ -334,7 +337,7 @@ def _float32_head(model: Any) -> Iterator[Any]:
         def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
             picked = self.picked.to(hidden_BTD.device)
             hidden_1ND = hidden_BTD[picked[:, 0], picked[:, 1]][None].to(original.weight.device)
-            if own is None:  # a quantised head knows its own product
+            if own is None:
                 return original(hidden_1ND).float()
             return own.product(hidden_1ND)
 

@@ -356,7 +356,8 @@ def load_checkpoint(model: Any, checkpoint: Path) -> None:
     if hasattr(model, "peft_config"):
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
+        loaded = set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
+        assert not loaded.unexpected_keys and not any(".lora_" in key for key in loaded.missing_keys), loaded
         return
     from safetensors.torch import load_file
 

@@ -1,6 +1,6 @@
 """`student=pretrained`: start from a checkpoint, all of its layers or some."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -45,6 +45,15 @@ class Pretrained:
         if self.layers is not None:
             keep_layers(model, self.layers)
         return model
+
+
+def config_with_layers(config: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+    """What config.json says of a checkpoint that is cut to the given decoder layers."""
+    names = ("num_hidden_layers", "n_layer", "num_layers")
+    few = {**config, next((name for name in names if name in config), names[0]): len(layers)}
+    if few.get("layer_types"):
+        few["layer_types"] = [config["layer_types"][layer] for layer in layers]
+    return few
 
 
 def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:

@@ -277,6 +277,10 @@ def test_what_the_loss_would_not_compute_is_refused(more, word):
         output_head(adapted(**more).train())
 
 
+def test_dropout_of_an_adapter_counts_in_training_alone():
+    assert output_head(adapted(lora_dropout=0.1).eval()).low_rank is not None
+
+
 def test_a_quantised_head_is_refused():
     bnb = pytest.importorskip("bitsandbytes")
     base = llama(tied=False)
@@ -314,3 +318,14 @@ def test_a_package_scores_tokens_in_float32_whatever_its_dtype():
         A, B = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
         exact = picked @ layer.base_layer.weight.double().T + 5 / 3 * (picked @ A.T) @ B.T
     torch.testing.assert_close(found.double(), exact.log_softmax(-1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_package_with_another_adapter_on_its_head_scores_with_its_own_product():
+    from distill.runtime.hf import Transformers
+
+    model = adapted(llama(tied=False), use_dora=True).eval()
+    row = list(range(3, 20))
+    found = Transformers("here", model=model, tokenizer=SimpleNamespace(eos_token_id=0)).logprobs([row], [[4, 9]])
+    with torch.no_grad():
+        exact = model(input_ids=torch.tensor([row])).logits[0, [4, 9]].log_softmax(-1)
+    torch.testing.assert_close(torch.tensor(found), exact, rtol=1e-5, atol=1e-5)
