@@ -205,7 +205,7 @@ def test_a_run_trains_merges_packs_and_proves_it(run, untied_student, tiny_run_a
         "training.on_policy_max_new_tokens=8",
         "baselines=[]",
         f"compression=[{','.join(packages)}]",
-        *(f"compression.{package}.max_kl_nats=0.1" for package in packages if package not in {"bf16", "lora"}),
+        *(f"compression.{package}.max_kl_nats=0.3" for package in packages if package not in {"bf16", "lora"}),
         *(["compression.bnb_nf4_lora.max_steps=2"] if "bnb_nf4_lora" in packages else []),
         OMP_NUM_THREADS="1",
         DISTILL_STORE=str(tmp_path / "store"),

@@ -89,6 +89,10 @@ class LocalTeacher:
         self.head_VD = None if head_VD is None else head_VD.to(model.device)
         self.always_keep = keep_ids(teacher, self.tokenizer) if wanted.kind == "top_k" else ()
         self.layout = self._layout()
+        if self.layout is not None:
+            from distill.stages._proofs import require_own_logits
+
+            require_own_logits(model.model)
 
     def header(self, num_rows: int) -> Header:
         """Of the store that its responses make."""

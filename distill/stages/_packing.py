@@ -5,14 +5,8 @@ keep them separate where no attention mask is given. The batch holds the same ro
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-
-from distill.errors import RecipeError
-
-MOST_OFF = 1e-2
-"""Of the states' norm: rounding in 16 bits stays below, a second row's tokens do not."""
 
 # B rows, T positions of the padded batch; P sequences of L positions
 
@@ -51,32 +45,6 @@ def pack(
         flat = array.reshape(B * T, *array.shape[2:])
         packed[name] = np.concatenate([flat, _padding(name, flat)])[source_PL]
     return {**packed, "position_ids": position_ids}
-
-
-def require_separate_rows(model: Any) -> None:
-    """Raises RecipeError where this model lets rows of one sequence see each other; two short rows show it.
-
-    Not every architecture that takes positions builds its mask from them, and nothing would fail later.
-    """
-    import torch
-
-    from distill.family.head import hidden_states
-
-    first, second = torch.arange(5)[None] + 7, torch.arange(4)[None] + 3
-    device = next(model.parameters()).device
-    both, positions = torch.cat([first, second], 1), torch.cat([torch.arange(5), torch.arange(4)])[None]
-    was_training = model.training
-    with torch.no_grad():
-        model.eval()
-        packed_ND = hidden_states(model, both.to(device), None, positions.to(device))[0].float()
-        alone_ND = torch.cat([hidden_states(model, row.to(device), None)[0].float() for row in (first, second)])
-    model.train(was_training)
-    off = float((packed_ND - alone_ND).norm() / alone_ND.norm())
-    if off > MOST_OFF:
-        raise RecipeError(
-            f"training.packing: {type(model).__name__} lets rows in one sequence see each other (its states are off by "
-            f"{off:.2g} of their norm). Leave packing out."
-        )
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -28,7 +28,7 @@ from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
 from distill.stages._dropout import without_own_dropout
 from distill.stages._loading import Source
-from distill.stages._packing import require_separate_rows
+from distill.stages._proofs import prove
 from distill.stages._rows import IGNORED, TokenRow, collate
 from distill.stages._step import Step
 from distill.training import Training
@@ -85,8 +85,8 @@ def train(
     start = _step(checkpoint) if checkpoint else 0
     if stop_after is not None and start >= stop_after:
         return Trained([], start)
-    if training.packing and together.leads:  # the others may have no weights yet
-        require_separate_rows(model)
+    if together.leads:  # the others may have no weights yet
+        prove(model, packing=training.packing)
     make, arguments, states, cut = DistillTrainer, TrainingArguments, None, False
     if together.size > 1:
         from distill.stages._together import Arguments, TogetherTrainer, cut_models

@@ -257,10 +257,13 @@ def live_teacher(recipe: Recipe, device: str | None = None) -> "PreTrainedModel"
     """The teacher's model, to be kept beside the student; `device` None is where it runs."""
     from distill.runtime.hf import load_as
     from distill.stages._local_teacher import how_to_load
+    from distill.stages._proofs import require_own_logits
 
     assert recipe.teacher.kind == "hf"
     folder = local_folder(recipe.teacher.model, recipe.teacher.revision)
-    return load_as(folder, device=device, **how_to_load(recipe.teacher, folder)).requires_grad_(False)
+    teacher = load_as(folder, device=device, **how_to_load(recipe.teacher, folder)).requires_grad_(False)
+    require_own_logits(teacher)
+    return teacher
 
 
 def _outline_of_teacher(recipe: Recipe) -> Any:

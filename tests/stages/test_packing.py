@@ -14,7 +14,8 @@ from distill.family.tiny import tiny_config
 from distill.loss.forward_kl import ForwardKl
 from distill.planning.model import transformers_config
 from distill.responses import TeacherResponses
-from distill.stages._packing import first_fit, pack, require_separate_rows
+from distill.stages._packing import first_fit, pack
+from distill.stages._proofs import require_separate_rows
 from distill.stages._rows import collate
 from distill.stages._step import Step
 from tests.distributed.training import sampled_targets
