@@ -31,12 +31,11 @@ def quantise(student: Path, package: Path, how: Mapping[str, Any], *, rest: Any)
 def linear_widths(config: Mapping[str, Any]) -> dict[str, int]:
     """Name of each linear layer that would be quantised → its number of inputs, from a student's config.json."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    with torch.device("meta"):  # shapes only: no weights are made
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+    from distill.family.head import described_by
+
+    model = described_by(config)
     head = model.get_output_embeddings()
     widths = {}
     for name, module in model.named_modules():

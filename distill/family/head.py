@@ -138,14 +138,19 @@ def _low_rank(layer: Any) -> LowRank | None:
     return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
 
 
-def head_facts(config: Mapping[str, Any]) -> tuple[str, bool]:
-    """(name of the output head, whether its weight is the embeddings') of the model that a config.json describes."""
+def described_by(config: Mapping[str, Any]) -> Any:
+    """The causal language model that a config.json describes: shapes only, no weights are made."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in config.items() if key != "model_type"}
-    with torch.device("meta"):  # shapes only: no weights are made
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+
+
+def head_facts(config: Mapping[str, Any]) -> tuple[str, bool]:
+    """(name of the output head, whether its weight is the embeddings') of the model that a config.json describes."""
+    model = described_by(config)
     head = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)
     return name, head.weight is model.get_input_embeddings().weight

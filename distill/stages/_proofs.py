@@ -5,6 +5,8 @@ An architecture that does something in between would be trained, or asked, as an
 wrong.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,12 +33,9 @@ def require_own_logits(model: Any) -> None:
     Takes one forward of five tokens; `model` may be anywhere, and keeps its mode.
     """
     ids = torch.arange(3, 8)[None].to(next(model.parameters()).device)
-    was_training = model.training
-    with torch.no_grad():
-        model.eval()
+    with _evaluating(model):
         found_NV = output_head(model).logits(hidden_states(model, ids, None)[0]).cpu()
         own_NV = model(input_ids=ids, use_cache=False).logits[0].float().cpu()
-    model.train(was_training)
     off, size = float((found_NV - own_NV).norm()), float(own_NV.norm())
     if off > MOST_OFF_LOGITS * size:  # NaN is met, and named, in training
         raise RecipeError(
@@ -54,15 +53,24 @@ def require_separate_rows(model: Any) -> None:
     first, second = torch.arange(5)[None] + 7, torch.arange(4)[None] + 3
     device = next(model.parameters()).device
     both, positions = torch.cat([first, second], 1), torch.cat([torch.arange(5), torch.arange(4)])[None]
-    was_training = model.training
-    with torch.no_grad():
-        model.eval()
+    with _evaluating(model):
         packed_ND = hidden_states(model, both.to(device), None, positions.to(device))[0].float()
         alone_ND = torch.cat([hidden_states(model, row.to(device), None)[0].float() for row in (first, second)])
-    model.train(was_training)
     off = float((packed_ND - alone_ND).norm() / alone_ND.norm())
     if off > MOST_OFF_ALONE:
         raise RecipeError(
             f"training.packing: {type(model).__name__} lets rows in one sequence see each other (its states are off by "
             f"{off:.2g} of their norm). Leave packing out."
         )
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout and gradients, for the time of the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,13 +1,9 @@
 """Runs interpreted_resident.py, and what the streaming kernel's tests say about rows, with rows held by clusters."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from distill_kernels.triton_resident_table import Cluster, cluster_for
+from interpreting import run_interpreted
 
 # of the tests of other implementations: those of whole rows against a teacher's logits
 SAME_ROWS = (
@@ -18,20 +14,11 @@ SAME_ROWS = (
 
 @pytest.mark.slow
 def test_held_rows_in_the_interpreter():
-    """In a process of their own, for Triton decides at import whether it interprets."""
     triton = pytest.importorskip("triton", reason="no triton here")
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
         pytest.skip("before 3.8 Triton has no reductions of a cluster")
-    here = Path(__file__).parent
-    files = [str(here / name) for name in ("interpreted_resident.py", "interpreted_rows.py", "test_dense.py")]
-    options = ["-q", "-x", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider", "-p", "clustered_rows"]
-    environment = {**os.environ, "DISTILL_KERNELS": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(here), *(path for path in sys.path if path)])
-    command = [sys.executable, "-m", "pytest", *options, "-k", SAME_ROWS, *files]
-    run = subprocess.run(command, env=environment, cwd=here.parents[1], capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
-    assert " passed" in run.stdout.splitlines()[-1], run.stdout[-500:]
-    print(run.stdout.splitlines()[-1])
+    files = ["interpreted_resident.py", "interpreted_rows.py", "test_dense.py"]
+    run_interpreted(files, SAME_ROWS, "clustered_rows")
 
 
 @pytest.mark.parametrize(
