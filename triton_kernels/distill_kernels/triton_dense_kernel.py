@@ -20,8 +20,8 @@ the others left in `partials` is brought there between the launches.
 import triton
 import triton.language as tl
 
-from distill_kernels.triton_dense_row import kl_sums, logit_at, logit_gradient, row_loss
-from distill_kernels.triton_forms import mixture_loss, mixture_sums, mixture_terms
+from distill_kernels.triton_dense_row import kl_sums, logit_at, logit_gradient, probabilities, row_loss
+from distill_kernels.triton_forms import kl_terms, mixture_loss, mixture_sums, mixture_terms
 from distill_kernels.triton_softmax import (
     EMPTY,
     capped,
@@ -250,11 +250,11 @@ def _statistics(
         teacher_drift = drift(teacher_top, teacher_new, teacher_k)
         if KIND == "forward_kl":
             moved = teacher_fade * (cross + teacher_total * (teacher_drift - student_drift))
-            terms = tl.where(teacher_exp > 0, teacher_exp * (teacher_log - student_log), 0.0)
+            terms = kl_terms(student_log, student_exp, teacher_log, teacher_exp, KIND)
             cross = tl.where(teacher_fade > 0, moved, 0.0) + tl.sum(terms, 1)
         if KIND == "reverse_kl":
             moved = student_fade * (cross + student_total * (student_drift - teacher_drift))
-            terms = tl.where(student_exp > 0, student_exp * (student_log - teacher_log), 0.0)
+            terms = kl_terms(student_log, student_exp, teacher_log, teacher_exp, KIND)
             cross = tl.where(student_fade > 0, moved, 0.0) + tl.sum(terms, 1)
         student_total = student_total * student_fade + tl.sum(student_exp, 1)
         teacher_total = teacher_total * teacher_fade + tl.sum(teacher_exp, 1)
@@ -296,7 +296,6 @@ def _mixture_sums(
     BLOCK: tl.constexpr,
 ):
     """Pass 2, from the row's end to its start: `mixture_sums`."""
-    student_top, student_inverse, teacher_top, teacher_inverse = softmaxes
     first = tl.zeros([BLOCK // 8], tl.float32)
     second = tl.zeros([BLOCK // 8], tl.float32)
     mirror = first_tile + (last_tile - 1) // BLOCK * BLOCK
@@ -304,8 +303,7 @@ def _mixture_sums(
         _, student, teacher = _load_pair(
             pair, mirror - step, begin, end, STUDENT_CAPPED, TEACHER_CAPPED, CONTIGUOUS, BLOCK
         )
-        q = tl.exp2((student - student_top) * student_k) * student_inverse
-        p = tl.exp2((teacher - teacher_top) * teacher_k) * teacher_inverse
+        q, p, _, _ = probabilities(student, teacher, softmaxes, student_k, teacher_k)
         one, other = mixture_terms(q, p, weight, KIND)
         first += tl.sum(one, 1)
         second += tl.sum(other, 1)

@@ -25,6 +25,15 @@ def logit_at(position, row, stride, factor, begin, end, CAPPED: tl.constexpr, CO
 
 
 @triton.jit
+def probabilities(student, teacher, softmaxes, student_k, teacher_k):
+    """q and p of capped logits, and what was exponentiated: shifted logits in bits."""
+    student_top, student_inverse, teacher_top, teacher_inverse = softmaxes
+    student_log = (student - student_top) * student_k
+    teacher_log = (teacher - teacher_top) * teacher_k
+    return tl.exp2(student_log) * student_inverse, tl.exp2(teacher_log) * teacher_inverse, student_log, teacher_log
+
+
+@triton.jit
 def kl_sums(cross, total, teacher_total, KIND: tl.constexpr):
     """A KL in nats from its cross sum in bits, and the logarithm that its gradient needs."""
     log_ratio = tl.log(teacher_total / total)
@@ -69,18 +78,14 @@ def logit_gradient(
     STUDENT_CAPPED: tl.constexpr,
 ):
     """The derivative by raw student logits, from capped ones."""
-    student_top, student_inverse, teacher_top, teacher_inverse = softmaxes
-    student_log = (student - student_top) * student_k
-    teacher_log = (teacher - teacher_top) * teacher_k
-    q = tl.exp2(student_log) * student_inverse
-    p = tl.exp2(teacher_log) * teacher_inverse
+    q, p, student_log, teacher_log = probabilities(student, teacher, softmaxes, student_k, teacher_k)
     if KIND == "forward_kl" or KIND == "reverse_kl":
         by_softmax = kl_gradient(q, p, (student_log - teacher_log) * LN2 + second, first, KIND)
     else:
         by_softmax = mixture_gradient(q, p, first, second, weight, KIND)
     result = gradient_scale * by_softmax
     if HARD:
-        hard_q = q if UNIT_TEMPERATURE else tl.exp2((student - student_top) * hard_k) * hard_inverse
+        hard_q = q if UNIT_TEMPERATURE else tl.exp2((student - softmaxes[0]) * hard_k) * hard_inverse
         result += hard_scale * tl.where(positions == label_position, hard_q - 1.0, hard_q)
     result *= row_weight
     if STUDENT_CAPPED:

@@ -87,6 +87,15 @@ def mixture_gradient(q, p, first, second, weight, KIND: tl.constexpr):
 
 
 @triton.jit
+def kl_terms(student_log, student_exp, teacher_log, teacher_exp, KIND: tl.constexpr):
+    """Terms of a KL's cross sum in bits, from logits that are shifted, in bits, and their exponentials."""
+    if KIND == "forward_kl":
+        return tl.where(teacher_exp > 0, teacher_exp * (teacher_log - student_log), 0.0)
+    else:
+        return tl.where(student_exp > 0, student_exp * (student_log - teacher_log), 0.0)
+
+
+@triton.jit
 def kl_gradient(q, p, log_q_over_p, loss, KIND: tl.constexpr):
     """The derivative of forward or reverse KL by the input of the student's softmax."""
     if KIND == "forward_kl":

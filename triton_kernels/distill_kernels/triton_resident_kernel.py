@@ -19,8 +19,8 @@ A tile is what the cluster reads with 16 bytes (float32: 32) a thread; a row is 
 import triton
 import triton.language as tl
 
-from distill_kernels.triton_dense_row import kl_sums, logit_at, logit_gradient, row_loss
-from distill_kernels.triton_forms import mixture_loss, mixture_sums, mixture_terms
+from distill_kernels.triton_dense_row import kl_sums, logit_at, logit_gradient, probabilities, row_loss
+from distill_kernels.triton_forms import kl_terms, mixture_loss, mixture_sums, mixture_terms
 from distill_kernels.triton_softmax import (
     EMPTY,
     INTERPRETED,
@@ -286,10 +286,8 @@ def _totals(
         student_exp, teacher_exp = tl.exp2(student_log), tl.exp2(teacher_log)
         total += tl.sum(student_exp, 1)
         teacher_total += tl.sum(teacher_exp, 1)
-        if KIND == "forward_kl":
-            cross += tl.sum(tl.where(teacher_exp > 0, teacher_exp * (teacher_log - student_log), 0.0), 1)
-        if KIND == "reverse_kl":
-            cross += tl.sum(tl.where(student_exp > 0, student_exp * (student_log - teacher_log), 0.0), 1)
+        if KIND == "forward_kl" or KIND == "reverse_kl":
+            cross += tl.sum(kl_terms(student_log, student_exp, teacher_log, teacher_exp, KIND), 1)
         if HARD:
             hard_total += tl.sum(tl.exp2((student - reference) * hard_k), 1)
     sums = tl.sum(tl.join(tl.join(total, teacher_total), tl.join(cross, hard_total)), 0)
@@ -316,13 +314,11 @@ def _mixture_sums(
     TILES: tl.constexpr,
 ):
     """Step 3: `mixture_sums` of the row."""
-    top, inverse, teacher_top, teacher_inverse = softmaxes
     first = tl.zeros([BLOCK // 8], tl.float32)
     second = first
     for tile in tl.static_range(TILES):
         _, student, teacher = _pair(held, tile, nothing, STUDENT_CAPPED, TEACHER_CAPPED, ADDRESS, PIECES, BLOCK, TILES)
-        q = tl.exp2((student - top) * student_k) * inverse
-        p = tl.exp2((teacher - teacher_top) * teacher_k) * teacher_inverse
+        q, p, _, _ = probabilities(student, teacher, softmaxes, student_k, teacher_k)
         one, other = mixture_terms(q, p, weight, KIND)
         first += tl.sum(one, 1)
         second += tl.sum(other, 1)
