@@ -1,6 +1,7 @@
 """Projection: a language model's last step, and what its gradient by the logits says about each of its tensors.
 
-C rows of one chunk of M that count, H hidden size, V tokens held here of the shared vocabulary, r rank of an update.
+C rows of one chunk of M that count, G rows of a group of chunks, H hidden size, V tokens held here of the shared
+vocabulary, r rank of an update.
 """
 
 from collections.abc import Sequence
@@ -72,25 +73,20 @@ class Projection:
 
 
 class StudentGradients:
-    """Collects the wanted gradients chunk by chunk; what is not wanted is neither computed nor allocated."""
+    """Collects the wanted gradients group by group; what is not wanted is neither computed nor allocated."""
 
     def __init__(
-        self, opened: Projection, student: Student, num_counted: int, num_chunks: int, wanted: Sequence[bool]
+        self, opened: Projection, student: Student, num_counted: int, num_groups: int, wanted: Sequence[bool]
     ) -> None:
-        want_hidden, want_head, want_bias, self._want_A, self._want_B = wanted
+        want_hidden, self._want_head, want_bias, self._want_A, self._want_B = wanted
         dtype, device = opened.product_dtype, student.head.device
         sum_dtype = torch.float32 if dtype.itemsize == 2 else dtype
-        # one chunk: nothing is added up, so the product's own 16 bits are all there is
-        head_dtype = dtype if num_chunks == 1 else sum_dtype
-        self._opened, self._first = opened, True
+        # one group: nothing is added up, so the product's own 16 bits do for a head of 16 bits
+        self._head_dtype = dtype if num_groups == 1 and student.head.dtype == dtype else sum_dtype
+        self._opened, self._student = opened, student
         self.hidden_MH = self.head_VH = self.bias_V = self.A_rH = self.B_Vr = None
         if want_hidden:
             self.hidden_MH = torch.empty(num_counted, student.head.shape[1], dtype=dtype, device=device)
-        if want_head:
-            self.head_VH = torch.empty(student.head.shape, dtype=head_dtype, device=device)
-            written = len(opened.head_VH) if num_chunks else 0
-            if written < len(self.head_VH):
-                self.head_VH[written:].zero_()
         if want_bias:
             self.bias_V = torch.zeros(student.head.shape[0], dtype=sum_dtype, device=device)
         if self._want_A and student.lora_A is not None:
@@ -98,36 +94,48 @@ class StudentGradients:
         if self._want_B and student.lora_B is not None:
             self.B_Vr = torch.zeros(student.lora_B.shape, dtype=sum_dtype, device=device)
 
-    def add(self, gradient_CV: Tensor, hidden_CH: Tensor, chunk: slice) -> None:
-        """Adds what one chunk's derivative by its logits says about each tensor."""
+    def add(self, gradient_GV: Tensor, hidden_GH: Tensor, group: slice) -> None:
+        """Adds what one group's derivative by its logits says about each tensor."""
+        num_tokens = gradient_GV.shape[1]
         if self.hidden_MH is not None:
-            write_product(self.hidden_MH[chunk], gradient_CV, self._opened.head_VH)
+            write_product(self.hidden_MH[group], gradient_GV, self._opened.head_VH)
         if self.bias_V is not None:
-            self.bias_V[: gradient_CV.shape[1]] += gradient_CV.sum(0, dtype=self.bias_V.dtype)
+            self.bias_V[:num_tokens] += gradient_GV.sum(0, dtype=self.bias_V.dtype)
         if self._opened.update is not None:
-            self._add_update(gradient_CV, hidden_CH, chunk, self._opened.update)
+            self._add_update(gradient_GV, hidden_GH, group, self._opened.update)
         if self.head_VH is not None:
-            add_or_write = write_product if self._first else add_product
-            add_or_write(self.head_VH[: gradient_CV.shape[1]], gradient_CV.T, hidden_CH)
-        self._first = False
+            add_product(self.head_VH[:num_tokens], gradient_GV.T, hidden_GH)
+        elif self._want_head:
+            self.head_VH = self._head_memory(written=num_tokens)
+            write_product(self.head_VH[:num_tokens], gradient_GV.T, hidden_GH)
 
-    def _add_update(self, gradient_CV: Tensor, hidden_CH: Tensor, chunk: slice, update: LowRank) -> None:
+    def _head_memory(self, written: int) -> Tensor:
+        """For the head's gradient, zero beyond the tokens that will be written."""
+        head = self._student.head
+        memory_VH = torch.empty(head.shape, dtype=self._head_dtype, device=head.device)
+        if written < len(memory_VH):
+            memory_VH[written:].zero_()
+        return memory_VH
+
+    def _add_update(self, gradient_GV: Tensor, hidden_GH: Tensor, group: slice, update: LowRank) -> None:
         if self.B_Vr is not None:
-            low_Cr = torch.mm(hidden_CH, update.A_rH.T)
-            self.B_Vr[: gradient_CV.shape[1]].add_(torch.mm(gradient_CV.T, low_Cr), alpha=update.scale)
+            low_Gr = torch.mm(hidden_GH, update.A_rH.T)
+            self.B_Vr[: gradient_GV.shape[1]].add_(torch.mm(gradient_GV.T, low_Gr), alpha=update.scale)
         if self.hidden_MH is None and self.A_rH is None:
             return
-        by_low_Cr = torch.mm(gradient_CV, update.B_Vr)
+        by_low_Gr = torch.mm(gradient_GV, update.B_Vr)
         if self.hidden_MH is not None:
-            self.hidden_MH[chunk].addmm_(by_low_Cr, update.A_rH, alpha=update.scale)
+            self.hidden_MH[group].addmm_(by_low_Gr, update.A_rH, alpha=update.scale)
         if self.A_rH is not None:
-            self.A_rH.add_(torch.mm(by_low_Cr.T, hidden_CH), alpha=update.scale)
+            self.A_rH.add_(torch.mm(by_low_Gr.T, hidden_GH), alpha=update.scale)
 
     def of_all(self, columns: Columns) -> Gradients:
         """By hidden states `[M, H]`, head, bias, lora_A, lora_B.
 
         The first and fourth are sums over the vocabulary; the others belong to the tokens held here.
         """
+        if self._want_head and self.head_VH is None:  # no row counts
+            self.head_VH = self._head_memory(written=0)
         columns.add_up(self.hidden_MH)
         columns.add_up(self.A_rH)
         return self.hidden_MH, self.head_VH, self.bias_V, self.A_rH, self.B_Vr

@@ -31,6 +31,24 @@ class Workspace:
             self._buffers[name] = torch.empty(self._shape, **self._options)
         return self._buffers[name][:num_rows]
 
+    def logits(self, name: str, num_rows: int, dtype: torch.dtype) -> Tensor:
+        """Memory for logits of that name, `[num_rows, vocabulary]`; the first to ask asks for the most rows."""
+        if name not in self._buffers:
+            self._buffers[name] = logits_memory(num_rows, self._shape[1], dtype, self._options["device"])
+        return self._buffers[name][:num_rows]
+
+    def release(self) -> None:
+        """Forgets all buffers."""
+        self._buffers.clear()
+
+
+def logits_memory(num_rows: int, num_tokens: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`[num_rows, num_tokens]`, contents undefined. On a GPU every row begins at a multiple of 128 bytes."""
+    if device.type == "cpu":
+        return torch.empty(num_rows, num_tokens, dtype=dtype)
+    # rows that begin anywhere are multiplied and read at half the rate (V = 50257)
+    return torch.empty(num_rows, -(-num_tokens // 64) * 64, dtype=dtype, device=device)[:, :num_tokens]
+
 
 @dataclass(frozen=True)
 class Softened:
