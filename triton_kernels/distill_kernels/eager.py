@@ -82,12 +82,13 @@ class LinearCall:
                 whole_GV = workspace.logits("gradient", len(hidden_GH), self.product_dtype)
             for chunk in chunks.chunks_of(group):
                 part = slice(chunk.start - group.start, chunk.stop - group.start)
-                hidden_CH, part_CV = hidden_GH[part], None if whole_GV is None else whole_GV[part]
-                logits_CV = part_CV
-                if logits_CV is None or is_rounded:
-                    logits_CV = workspace.logits("student's logits", len(hidden_CH), opened.logits_dtype)
-                student_CV = opened.logits(hidden_CH, logits_CV)
-                gradient_CV = (student_CV if part_CV is None else part_CV) if any(wanted) else None
+                hidden_CH, gradient_CV = hidden_GH[part], None if whole_GV is None else whole_GV[part]
+                memory_CV = gradient_CV
+                if memory_CV is None or is_rounded:
+                    memory_CV = workspace.logits("student's logits", len(hidden_CH), opened.logits_dtype)
+                student_CV = opened.logits(hidden_CH, memory_CV)
+                if any(wanted) and gradient_CV is None:
+                    gradient_CV = student_CV
                 labels_C, weight_C = rows.labels(chunk), rows.weights(chunk, extra_N, work_dtype)
                 loss_M[chunk] = rows.blanked(row_loss(student_CV, chunk, labels_C, weight_C, gradient_CV), chunk)
             return gradient_CV if whole_GV is None else whole_GV

@@ -141,7 +141,7 @@ def _results(
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """That of the gradients which are summed over rows: whether one chunk held them all is not known in advance."""
+    """That of the gradients which are summed over rows: whether one group held them all is not known in advance."""
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
