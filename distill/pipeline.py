@@ -156,6 +156,7 @@ class Run:
             inputs = {"student": student.fingerprint, **(self.teachers.inputs() if compression.heals else {})}
             settings = compress.settings(self.recipe, compression)
             made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
+            self.workspace.note_again(made.path / "notes.json")
             copy_linked(made.path / "package", self.folder / "packages" / name)
             self.packages[name] = made
 

@@ -34,11 +34,12 @@ def make_package(
     said: Sequence[Said],
     folder: Path,
 ) -> Mapping[str, Any]:
-    """Fills `folder/package`; a compression that heals goes on training from its last checkpoint."""
+    """Fills `folder/package` and notes.json; a compression that heals goes on training from its last checkpoint."""
     package = folder / "package"
     if not compression.heals:
         package.mkdir(exist_ok=True)
-        compression.make(student, package)
+        notes = compression.make(student, package)
+        write_whole(folder / "notes.json", json.dumps(notes or []))
         return {}
     if not (folder / "base-is-made").exists():
         package.mkdir(exist_ok=True)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.compression import _gguf
 from distill.compression._gguf_tokenizer import PRE_TOKENIZERS, gguf_tokenizer
 from distill.compression.gguf_q8_0 import FILE_NAME, GgufQ8_0
 from distill.errors import StageFailed
@@ -349,21 +348,18 @@ needs_llama_cpp = pytest.mark.skipif(
     ],
     ids=lambda change: "-".join(str(change.get(key, "")) for key in ("model_type", "tie_word_embeddings")),
 )
-def test_unrounded_file_is_the_same_function(
-    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unrounded_file_is_the_same_function(change: dict[str, Any], tmp_path: Path) -> None:
     """With float32 instead of Q8_0 only llama.cpp's float16 cache is left between the two."""
-    from gguf import GGMLQuantizationType
-
+    from distill.compression._gguf import write_gguf
+    from distill.compression._gguf_mixture import Mixture
     from distill.runtime.llama_cpp import LlamaCpp
 
-    monkeypatch.setattr(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32)
     model = save_model(tmp_path, **change)
     save_tokenizer(byte_level(None), tmp_path)
-    OPTION.make(tmp_path, tmp_path / "package")
+    write_gguf(tmp_path, tmp_path / "float32.gguf", Mixture("ALL_F32", lambda name, outline: "F32"))
     rows, positions = random_rows()
     truth = expected_logprobs(model, rows, positions)
-    with LlamaCpp(tmp_path / "package", num_threads=1) as runtime:
+    with LlamaCpp(tmp_path / "float32.gguf", num_threads=1) as runtime:
         found = runtime.logprobs(rows, positions)
     assert truth.std() > 0.5
     assert mean_kl(truth, found) < 2e-5 and np.abs(truth - found).max() < 0.05
