@@ -1,5 +1,6 @@
 """Whether and how a student becomes one GGUF file with a Modelfile beside it; what all GGUF options share."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,24 @@ def refuse_tokenizer(folder: Path) -> str | None:
     except NotExpressible as reason:
         return str(reason)
     return None
+
+
+def size_bytes(config: Mapping[str, Any], mixture: Mixture) -> int | None:
+    """Bytes of all tensors of the GGUF of such a student, by shapes alone; None where `refuse` speaks against it."""
+    return _size_bytes(json.dumps(config), mixture)
+
+
+@functools.cache
+def _size_bytes(config: str, mixture: Mixture) -> int | None:
+    from distill.compression._gguf import planned
+    from distill.family.head import described_by
+
+    model = described_by(json.loads(config))
+    whole = model.config.to_dict()  # what a config.json leaves out has transformers' defaults
+    if refuse(whole) is not None:
+        return None
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    return sum(one.size_bytes for one in planned(whole, shapes, mixture))
 
 
 def export(student: Path, package: Path, file_name: str, mixture: Mixture) -> "list[Planned]":

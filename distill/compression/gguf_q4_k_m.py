@@ -35,6 +35,10 @@ class GgufQ4KM:
         """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
         return _gguf_student.refuse_tokenizer(folder)
 
+    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
+        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
+        return _gguf_student.size_bytes(config, Q4_K_M)
+
     def make(self, student: Path, package: Path) -> list[str]:
         """Write model-q4_k_m.gguf and a Modelfile into `package`; returns what became of rows that are too short.
 

@@ -33,6 +33,10 @@ class GgufQ8_0:
         """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
         return _gguf_student.refuse_tokenizer(folder)
 
+    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
+        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
+        return _gguf_student.size_bytes(config, Q8_0)
+
     def make(self, student: Path, package: Path) -> None:
         """Write model-q8_0.gguf and a Modelfile for Ollama into `package` from the checkpoint folder `student`.
 

@@ -67,10 +67,8 @@ def package_bytes(compression: Any, student: Model, recipe: Recipe) -> float:
             adapter = recipe.adapter
             if adapter.kind != "none":
                 return FLOAT32 * student.lora_size(adapter.target_modules) * adapter.rank
-        case kind if kind.startswith("gguf_q8"):
-            return student.parameters * 34 / 32
-        case kind if kind.startswith("gguf_q4"):
-            return student.parameters * 0.6
+        case kind if kind.startswith("gguf"):
+            return compression.size_bytes(student.config) or 2.0 * student.parameters
     return 2.0 * student.parameters
 
 
