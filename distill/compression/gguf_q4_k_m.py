@@ -19,8 +19,8 @@ class GgufQ4KM:
     """One file for llama.cpp with about 4.9 bits per weight: 4 in most matrices, 6 in those that suffer most."""
 
     kind: Literal["gguf_q4_k_m"]
-    max_kl_nats: Annotated[float, Field(gt=0)] = 0.5
-    """The package fails verification when its mean divergence from the student is larger."""
+    max_kl_nats: Annotated[float, Field(gt=0)] = 0.1
+    """The package fails verification when its mean divergence from the student is larger, in nats per token."""
 
     runtime: ClassVar[str] = "llama.cpp"
     heals: ClassVar[bool] = False
