@@ -28,10 +28,11 @@ def refuse_missing() -> str | None:
     return None
 
 
-def quantise(array_RC: np.ndarray, kind: str) -> np.ndarray:
+def quantise(array_RC: np.ndarray, kind: str, importance_C: np.ndarray | None = None) -> np.ndarray:
     """The float32 matrix as llama.cpp stores it in the type `kind` (Q4_K …): uint8 `[R, B]`, B the bytes of a row.
 
     Rows are independent, so they are shared out over all cores. A row's length must be a multiple of the type's block.
+    `importance_C` (float32, above zero) says how much an error in each column matters.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -39,6 +40,9 @@ def quantise(array_RC: np.ndarray, kind: str) -> np.ndarray:
     block, block_bytes = GGML_QUANT_SIZES[kind_number]
     num_rows, width = array_RC.shape
     assert array_RC.dtype == np.float32 and array_RC.flags.c_contiguous and width % block == 0
+    importance = None if importance_C is None else np.ascontiguousarray(importance_C, dtype=np.float32)
+    assert importance is None or importance.shape == (width,)
+    weights = None if importance is None else importance.ctypes.data
     made_RB = np.empty((num_rows, width // block * block_bytes), dtype=np.uint8)
     library = _library()
     # else it would write beyond the array
@@ -47,7 +51,7 @@ def quantise(array_RC: np.ndarray, kind: str) -> np.ndarray:
     def some(rows: tuple[int, int]) -> int:
         first, end = rows
         return library.ggml_quantize_chunk(
-            kind_number, array_RC.ctypes.data, made_RB.ctypes.data, first * width, end - first, width, None
+            kind_number, array_RC.ctypes.data, made_RB.ctypes.data, first * width, end - first, width, weights
         )
 
     parts = min(num_cores(), num_rows)

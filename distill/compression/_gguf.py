@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill.compression import _ggml, _gguf_bloom, _gguf_gpt2, _gguf_llama
-from distill.compression._gguf_mixture import Mixture, Outline
+from distill.compression._gguf_mixture import Mixture, Outline, is_matrix
 from distill.compression._gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from distill.errors import StageFailed
 
@@ -74,8 +74,13 @@ def planned(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], mi
     return [Planned(name, source, shape, mixture.type_of(name, shape, outline)) for name, source, shape in found]
 
 
-def write_gguf(student: Path, file: Path, mixture: Mixture) -> tuple[GgufTokenizer, list[Planned]]:
+def write_gguf(
+    student: Path, file: Path, mixture: Mixture, importance: Mapping[str, np.ndarray] | None = None
+) -> tuple[GgufTokenizer, list[Planned]]:
     """Write `file` from the checkpoint folder `student`; returns the tokenizer and the tensors that went into it.
+
+    Args:
+        importance: name of each linear layer in blocks → how much an error in each of its inputs matters.
 
     Raises:
         NotExpressible: llama.cpp cannot express the tokenizer.
@@ -110,7 +115,9 @@ def write_gguf(student: Path, file: Path, mixture: Mixture) -> tuple[GgufTokeniz
             array = layout.rearranged(checkpoint.float32(one.source), one.source, config)
         if array.shape != one.shape or not np.isfinite(array).all():
             raise StageFailed(f"{student}: {one.name} has shape {array.shape} or is not finite; needed: {one.shape}.")
-        writer.write_tensor_data(_encoded(np.ascontiguousarray(array), one.kind))
+        in_block = importance is not None and one.name.startswith("blk.") and is_matrix(one.name, one.shape)
+        weights = importance[one.source.rpartition(".")[0]] if in_block else None
+        writer.write_tensor_data(_encoded(np.ascontiguousarray(array), one.kind, weights))
     writer.close()
     return tokenizer, plan
 
@@ -159,7 +166,7 @@ def _shape(layout: Any, source: str, shape: tuple[int, ...], config: Mapping[str
     return layout.rearranged(np.broadcast_to(np.float32(0), shape), source, config).shape
 
 
-def _encoded(array: np.ndarray, kind: str) -> np.ndarray:
+def _encoded(array: np.ndarray, kind: str, importance_C: np.ndarray | None) -> np.ndarray:
     """The numbers as they stand in the file; numpy rounds where rounding is all there is to it."""
     from gguf import GGMLQuantizationType, quants
 
@@ -167,7 +174,7 @@ def _encoded(array: np.ndarray, kind: str) -> np.ndarray:
         return array
     if kind in ("F16", "Q8_0"):
         return quants.quantize(array, GGMLQuantizationType[kind])
-    return _ggml.quantise(array, kind)
+    return _ggml.quantise(array, kind, importance_C)
 
 
 class _Checkpoint:

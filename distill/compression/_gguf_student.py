@@ -10,6 +10,8 @@ from distill.compression._gguf_mixture import BLOCK, Mixture
 from distill.family.known import family_of
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from distill.compression._gguf import Planned
 
 
@@ -71,10 +73,16 @@ def _size_bytes(config: str, mixture: Mixture) -> int | None:
     return sum(one.size_bytes for one in planned(whole, shapes, mixture))
 
 
-def export(student: Path, package: Path, file_name: str, mixture: Mixture) -> "list[Planned]":
+def export(
+    student: Path,
+    package: Path,
+    file_name: str,
+    mixture: Mixture,
+    importance: "Mapping[str, np.ndarray] | None" = None,
+) -> "list[Planned]":
     """Write `file_name` and a Modelfile for Ollama into `package` from the checkpoint folder `student`.
 
-    Returns the tensors that went into it.
+    Returns the tensors that went into it. `importance`: see `write_gguf`.
 
     Raises:
         StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
@@ -89,7 +97,7 @@ def export(student: Path, package: Path, file_name: str, mixture: Mixture) -> "l
         raise StageFailed(f"{student} cannot become a GGUF: {reason}")
     package.mkdir(parents=True, exist_ok=True)
     try:
-        tokenizer, plan = write_gguf(student, package / file_name, mixture)
+        tokenizer, plan = write_gguf(student, package / file_name, mixture, importance)
     except NotExpressible as problem:
         raise StageFailed(f"{student} cannot become a GGUF: {problem}") from problem
     (package / "Modelfile").write_text(modelfile(file_name, tokenizer), "utf-8")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from distill.compression import _gguf_student
 from distill.compression._gguf_mixture import Q4_K_M
 from distill.option import STRICT
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FILE_NAME = "model-q4_k_m.gguf"
 
@@ -21,6 +24,9 @@ class GgufQ4KM:
     kind: Literal["gguf_q4_k_m"]
     max_kl_nats: Annotated[float, Field(gt=0)] = 0.1
     """The package fails verification when its mean divergence from the student is larger, in nats per token."""
+
+    calibration_rows: Annotated[int, Field(ge=0)] = 128
+    """Of the responses, which show the inputs that each matrix must not get wrong; 0: none, all inputs count alike."""
 
     runtime: ClassVar[str] = "llama.cpp"
     heals: ClassVar[bool] = False
@@ -39,23 +45,28 @@ class GgufQ4KM:
         """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
         return _gguf_student.size_bytes(config, Q4_K_M)
 
-    def make(self, student: Path, package: Path) -> list[str]:
+    def make(self, student: Path, package: Path, importance: "Mapping[str, np.ndarray] | None" = None) -> list[str]:
         """Write model-q4_k_m.gguf and a Modelfile into `package`; returns what became of rows that are too short.
+
+        Args:
+            importance: name of each linear layer in blocks → mean square of each of its inputs, float32 `[in]`.
 
         Raises:
             StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
         """
         from distill.compression._gguf_mixture import SUPER_BLOCK, is_matrix
 
-        plan = _gguf_student.export(student, package, FILE_NAME, Q4_K_M)
+        plan = _gguf_student.export(student, package, FILE_NAME, Q4_K_M, importance)
         matrices = [one for one in plan if is_matrix(one.name, one.shape)]
         short = [one for one in matrices if one.shape[-1] % SUPER_BLOCK]
         if not short:
             return []
         bits = 8 * sum(one.size_bytes for one in plan) / sum(one.size for one in plan)
         kinds = " and ".join(sorted({one.kind for one in short}))
-        rows = f"have rows that are no multiple of {SUPER_BLOCK}, and are {kinds} instead, as in llama.cpp"
-        said = f"gguf_q4_k_m: {len(short)} of {len(matrices)} matrices {rows}: {bits:.1f} bits per weight."
+        said = (
+            f"gguf_q4_k_m: {len(short)} of {len(matrices)} matrices have rows that are no multiple of {SUPER_BLOCK} "
+            f"and became {kinds}, as in llama.cpp: {bits:.1f} bits per weight."
+        )
         if len(short) == len(matrices):
-            said += " None is of 4 bits; a hidden_size and intermediate_size of such multiples gives them."
+            said += " None has 4 bits; for that, hidden_size and intermediate_size must be such multiples."
         return [said]

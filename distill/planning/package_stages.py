@@ -35,6 +35,10 @@ def compress(site: Site) -> list[Stage]:
         size = package_bytes(compression, student, recipe)
         packages += size
         seconds += (FLOAT32 * student.parameters + size) / DISK_RATE
+        if rows := min(getattr(compression, "calibration_rows", 0), site.volume.rows):
+            length = min(site.volume.longest(1 << 20), student.positions or LONGEST_READ)
+            read = rates.reading(student, rows * length, length, one, 1, dtype="float32", passes=rows)
+            seconds, flops = seconds + read.seconds, flops + read.flops
         if compression.heals:
             healing = _healing(recipe, compression)
             _, _, work = training_work(replace(site, recipe=healing, hardware=one), None)

@@ -255,7 +255,40 @@ def test_short_rows_are_told(tmp_path: Path) -> None:
     found = [kind for kind, array in read(package).values() if array.ndim == 2]
     assert sorted(found) == ["Q4_K", *["Q5_0"] * 11, "Q6_K", *["Q8_0"] * 2]
     _, _, (said,) = made(tmp_path / "all", tie_word_embeddings=True)
-    assert "15 of 15 matrices" in said and "None is of 4 bits" in said
+    assert "15 of 15 matrices" in said and "None has 4 bits" in said
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "Q5_0"])
+def test_important_columns_are_rounded_with_more_care(kind: str) -> None:
+    """The error that counts, weighted by the columns' importance, falls; it is not the same file."""
+    from gguf import GGMLQuantizationType, quants
+
+    generator = np.random.default_rng(1)
+    array = generator.normal(size=(32, 512)).astype(np.float32)
+    importance = generator.lognormal(sigma=2.0, size=512).astype(np.float32)
+    errors = [
+        (importance * (quants.dequantize(made, GGMLQuantizationType[kind]) - array) ** 2).sum()
+        for made in (_ggml.quantise(array, kind), _ggml.quantise(array, kind, importance))
+    ]
+    print(f"{kind}: {errors[1] / errors[0]:.2f} of the weighted error")
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_importance_belongs_to_the_layer_of_its_name(tmp_path: Path) -> None:
+    """Only one layer's inputs are unlike each other: only its matrix changes, and embeddings have no say."""
+    from safetensors.numpy import load_file
+
+    made(tmp_path, **WIDE, tie_word_embeddings=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    alike = {n.removesuffix(".weight"): np.ones(w.shape[1]) for n, w in weights.items() if "_proj" in n}
+    chosen = "model.layers.1.mlp.down_proj"
+    unlike = alike | {chosen: np.random.default_rng(2).lognormal(sigma=2.0, size=512)}
+    found = []
+    for importance in (alike, unlike):
+        OPTION.make(tmp_path, tmp_path / "package", importance)
+        found.append({name: array.copy() for name, (_, array) in read(tmp_path / "package").items()})
+    changed = [name for name in found[0] if not np.array_equal(found[0][name], found[1][name])]
+    assert changed == ["blk.1.ffn_down.weight"]
 
 
 @pytest.mark.parametrize("missing", ["wheel", "function"])
