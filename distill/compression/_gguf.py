@@ -109,14 +109,15 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for one in plan:
+        weights = None
         if one.source is None:
             array = made[one.name]
         else:
             array = layout.rearranged(checkpoint.float32(one.source), one.source, config)
+            if importance and one.name.startswith("blk.") and is_matrix(one.name, one.shape):
+                weights = importance[one.source.removesuffix(".weight")]
         if array.shape != one.shape or not np.isfinite(array).all():
             raise StageFailed(f"{student}: {one.name} has shape {array.shape} or is not finite; needed: {one.shape}.")
-        in_block = importance is not None and one.name.startswith("blk.") and is_matrix(one.name, one.shape)
-        weights = importance[one.source.rpartition(".")[0]] if in_block else None
         writer.write_tensor_data(_encoded(np.ascontiguousarray(array), one.kind, weights))
     writer.close()
     return tokenizer, plan
