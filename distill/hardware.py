@@ -80,7 +80,7 @@ def hardware_of(asked: str | None) -> Hardware:
     if memory := re.fullmatch(r"cpu(?:-(\d+)gb)?", device):
         if memory[1] and int(memory[1]) == 0:
             raise RecipeError(f"hardware={asked}: a machine of 0 GB holds nothing. Give its memory: cpu-16gb.")
-        return Hardware(cpu(_cores(), int(memory[1]) * 1e9, device) if memory[1] else this_cpu(), count)
+        return Hardware(cpu(num_cores(), int(memory[1]) * 1e9, device) if memory[1] else this_cpu(), count)
     return Hardware(DEVICES.get(device) or _only_one(asked, device), count)
 
 
@@ -113,10 +113,11 @@ def this_machine() -> Hardware:
 
 def this_cpu() -> Device:
     """All cores and the memory of this machine."""
-    return cpu(_cores(), float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return cpu(num_cores(), float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 
-def _cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

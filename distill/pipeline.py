@@ -150,12 +150,14 @@ class Run:
         for name, compression in self.recipe.compression.items():
 
             def make(scratch: Path, compression=compression) -> Mapping[str, Any]:
-                said = self.teachers.said() if compression.heals else []
+                said = self.teachers.said() if compress.reads_responses(compression) else []
                 return compress.make_package(self.recipe, compression, student.path / "checkpoint", said, scratch)
 
-            inputs = {"student": student.fingerprint, **(self.teachers.inputs() if compression.heals else {})}
+            inputs = {"student": student.fingerprint}
+            inputs |= self.teachers.inputs() if compress.reads_responses(compression) else {}
             settings = compress.settings(self.recipe, compression)
             made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
+            self.workspace.note_again(made.path / "notes.json")
             copy_linked(made.path / "package", self.folder / "packages" / name)
             self.packages[name] = made
 

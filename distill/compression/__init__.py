@@ -8,7 +8,10 @@ from distill.compression.bf16 import Bf16
 from distill.compression.bnb_int8 import BnbInt8
 from distill.compression.bnb_nf4 import BnbNf4
 from distill.compression.bnb_nf4_lora import BnbNf4Lora
+from distill.compression.gguf_q4_k_m import GgufQ4KM
 from distill.compression.gguf_q8_0 import GgufQ8_0
 from distill.compression.lora import LoraAdapter
 
-Compression = Annotated[Bf16 | BnbInt8 | BnbNf4 | BnbNf4Lora | GgufQ8_0 | LoraAdapter, Field(discriminator="kind")]
+Compression = Annotated[
+    Bf16 | BnbInt8 | BnbNf4 | BnbNf4Lora | GgufQ4KM | GgufQ8_0 | LoraAdapter, Field(discriminator="kind")
+]

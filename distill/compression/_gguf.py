@@ -1,7 +1,7 @@
-"""Writes a checkpoint as one GGUF file with Q8_0 matrices, one tensor in memory at a time.
+"""Writes a checkpoint as one GGUF file, one tensor in memory at a time.
 
 What a model type's tensors are called and in which order llama.cpp has their rows is known by the modules beside this
-one. torch is not needed: safetensors files are read as bytes.
+one, and which type each gets by `_gguf_mixture`. torch is not needed: safetensors files are read as bytes.
 
 Source: the GGUF specification (ggml, docs/gguf.md).
 """
@@ -9,17 +9,16 @@ Source: the GGUF specification (ggml, docs/gguf.md).
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill.compression import _gguf_bloom, _gguf_gpt2, _gguf_llama
+from distill.compression import _ggml, _gguf_bloom, _gguf_gpt2, _gguf_llama
+from distill.compression._gguf_mixture import Mixture, Outline, is_matrix
 from distill.compression._gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from distill.errors import StageFailed
-
-BLOCK = 32
-"""Numbers that share one scale in Q8_0."""
 
 _LAYOUTS: tuple[Any, ...] = (_gguf_llama, _gguf_gpt2, _gguf_bloom)
 """One module per way of naming and ordering a model's tensors, each with the same functions and tables."""
@@ -32,47 +31,96 @@ def layout_of(model_type: str) -> Any:
     return next(layout for layout in _LAYOUTS if model_type in layout.MODEL_TYPES)
 
 
-def write_q8_0(student: Path, file: Path) -> GgufTokenizer:
-    """Write `file` from the checkpoint folder `student`; returns the tokenizer that went into it.
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the file before its numbers are read. `source`: its name in the checkpoint; None: it is computed."""
 
-    Matrices become Q8_0 (8.5 bits per weight: 32 int8 and one float16 scale). Those whose rows are no multiple of 32
-    stay in float16, as in llama.cpp's own converter. Norms, biases and RoPE factors stay in float32.
+    name: str
+    source: str | None
+    shape: tuple[int, ...]
+    kind: str
+    """Its type, as `gguf.GGMLQuantizationType` names it."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
+        return self.size // block * block_bytes
+
+
+def planned(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], mixture: Mixture) -> list[Planned]:
+    """All tensors of the file, in its order.
+
+    Args:
+        config: the student's config.json.
+        shapes: name in the checkpoint → `[out, in]` as in torch.
+
+    Raises:
+        StageFailed: a tensor is unknown.
+    """
+    layout = layout_of(config["model_type"])
+    found = [(name, None, array.shape) for name, array in layout.computed(config).items()]
+    found += [
+        (name, source, _shape(layout, source, shapes[source], config))
+        for name, source in _names(layout, config, set(shapes))
+    ]
+    outline = Outline.of([name for name, _, _ in found], config)
+    return [Planned(name, source, shape, mixture.type_of(name, shape, outline)) for name, source, shape in found]
+
+
+def write_gguf(
+    student: Path, file: Path, mixture: Mixture, importance: Mapping[str, np.ndarray] | None = None
+) -> tuple[GgufTokenizer, list[Planned]]:
+    """Write `file` from the checkpoint folder `student`; returns the tokenizer and the tensors that went into it.
+
+    Args:
+        importance: name of each linear layer in blocks → how much an error in each of its inputs matters.
 
     Raises:
         NotExpressible: llama.cpp cannot express the tokenizer.
         StageFailed: a tensor is missing, unknown, or not finite.
     """
-    from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
+    from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
     config = json.loads((student / "config.json").read_text("utf-8"))
     layout = layout_of(config["model_type"])
     tokenizer = gguf_tokenizer(student, config["vocab_size"])
-    tensors = _Checkpoint(student)
+    checkpoint = _Checkpoint(student)
     writer = GGUFWriter(path=None, arch=layout.MODEL_TYPES[config["model_type"]])
     writer.add_name(student.resolve().name)
-    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(LlamaFileType[mixture.file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(config["vocab_size"])
     layout.add_model(writer, config)
     _add_tokenizer(writer, tokenizer)
 
     made = layout.computed(config)
-    plan = [(name, name, array.shape) for name, array in made.items()]
-    plan += [
-        (name, source, _shape(layout, source, tensors, config)) for name, source in _names(layout, config, tensors)
-    ]
-    for name, _, shape in plan:
-        _announce(writer, name, shape)
+    plan = planned(config, checkpoint.shapes, mixture)
+    for one in plan:  # the header has every tensor's place, before its numbers exist
+        kind = GGMLQuantizationType[one.kind]
+        writer.add_tensor_info(one.name, one.shape, np.dtype(np.float32), one.size_bytes, raw_dtype=kind)
     writer.write_header_to_file(path=file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, source, shape in plan:
-        array = made[name] if name in made else layout.rearranged(tensors.float32(source), source, config)
-        if array.shape != shape or not np.isfinite(array).all():
-            raise StageFailed(f"{student}: {name} has shape {array.shape} or is not finite; needed: finite, {shape}.")
-        writer.write_tensor_data(_encoded(np.ascontiguousarray(array), _storage(name, shape)))
+    for one in plan:
+        weights = None
+        if one.source is None:
+            array = made[one.name]
+        else:
+            array = layout.rearranged(checkpoint.float32(one.source), one.source, config)
+            if importance and one.name.startswith("blk.") and is_matrix(one.name, one.shape):
+                weights = importance[one.source.removesuffix(".weight")]
+        if array.shape != one.shape or not np.isfinite(array).all():
+            raise StageFailed(f"{student}: {one.name} has shape {array.shape} or is not finite; needed: {one.shape}.")
+        writer.write_tensor_data(_encoded(np.ascontiguousarray(array), one.kind, weights))
     writer.close()
-    return tokenizer
+    return tokenizer, plan
 
 
 def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
@@ -93,12 +141,12 @@ def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _names(layout: Any, config: Mapping[str, Any], tensors: "_Checkpoint") -> Iterator[tuple[str, str]]:
+def _names(layout: Any, config: Mapping[str, Any], sources: set[str]) -> Iterator[tuple[str, str]]:
     """(GGUF name, name in the checkpoint) of every tensor that is taken from there."""
-    if config.get("tie_word_embeddings") or "lm_head.weight" not in tensors.names:
+    if config.get("tie_word_embeddings") or "lm_head.weight" not in sources:
         # llama.cpp takes the embedding as the output where there is no output tensor.
-        tensors.names.discard("lm_head.weight")
-    for source in sorted(tensors.names):
+        sources = sources - {"lm_head.weight"}
+    for source in sorted(sources):
         if not source.endswith(layout.LEFT_OUT):
             yield _gguf_name(layout, source), source
 
@@ -114,34 +162,20 @@ def _gguf_name(layout: Any, source: str) -> str:
     raise StageFailed(f"The checkpoint holds {source}, which this exporter does not know; needed: a plain checkpoint.")
 
 
-def _shape(layout: Any, source: str, tensors: "_Checkpoint", config: Mapping[str, Any]) -> tuple[int, ...]:
+def _shape(layout: Any, source: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, ...]:
     """The tensor's shape in the file, before its numbers are read."""
-    return layout.rearranged(np.broadcast_to(np.float32(0), tensors.shape(source)), source, config).shape
+    return layout.rearranged(np.broadcast_to(np.float32(0), shape), source, config).shape
 
 
-def _storage(name: str, shape: tuple[int, ...]) -> Any:
-    from gguf import GGMLQuantizationType
-
-    # learned positions are few, and are added to everything
-    if len(shape) == 1 or name == "position_embd.weight":
-        return GGMLQuantizationType.F32
-    return GGMLQuantizationType.F16 if shape[-1] % BLOCK else GGMLQuantizationType.Q8_0
-
-
-def _announce(writer: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Tell the writer a tensor's place in the file before its numbers exist."""
-    from gguf import GGML_QUANT_SIZES
-
-    kind = _storage(name, shape)
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    num_bytes = math.prod(shape) // block * block_bytes
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), num_bytes, raw_dtype=kind)
-
-
-def _encoded(array: np.ndarray, kind: Any) -> np.ndarray:
+def _encoded(array: np.ndarray, kind: str, importance_C: np.ndarray | None) -> np.ndarray:
+    """The numbers as they stand in the file; numpy rounds where rounding is all there is to it."""
     from gguf import GGMLQuantizationType, quants
 
-    return array if kind == GGMLQuantizationType.F32 else quants.quantize(array, kind)
+    if kind == "F32":
+        return array
+    if kind in ("F16", "Q8_0"):
+        return quants.quantize(array, GGMLQuantizationType[kind])
+    return _ggml.quantise(array, kind, importance_C)
 
 
 class _Checkpoint:
@@ -161,10 +195,7 @@ class _Checkpoint:
             self._where.update({name: (file, 8 + size, entry) for name, entry in header.items()})
         if not self._where:
             raise StageFailed(f"{folder} has no *.safetensors; save the student with save_pretrained first.")
-        self.names = set(self._where)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._where[name][2]["shape"])
+        self.shapes = {name: tuple(entry["shape"]) for name, (_, _, entry) in self._where.items()}
 
     def float32(self, name: str) -> np.ndarray:
         file, start, entry = self._where[name]
@@ -176,4 +207,4 @@ class _Checkpoint:
         array = flat.view(kinds[entry["dtype"]])
         if entry["dtype"] == "BF16":  # bfloat16 is the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
-        return np.asarray(array, dtype=np.float32).reshape(self.shape(name))
+        return np.asarray(array, dtype=np.float32).reshape(self.shapes[name])

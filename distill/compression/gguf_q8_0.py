@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from distill.family.known import family_of
+from distill.compression import _gguf_student
+from distill.compression._gguf_mixture import Q8_0
 from distill.option import STRICT
 
 FILE_NAME = "model-q8_0.gguf"
@@ -26,43 +27,15 @@ class GgufQ8_0:
 
     def refuse(self, config: Mapping[str, Any]) -> str | None:
         """One sentence why a student of this config.json cannot become a GGUF, or None; asked before training."""
-        from distill.compression._gguf import ARCHITECTURES, BLOCK, layout_of
-
-        model_type = config.get("model_type")
-        if model_type in ("opt", "gpt_neo"):
-            return (
-                f"llama.cpp has no architecture for {model_type}; choose a student of the Llama shape, "
-                f"or compress with bf16 or a bnb option instead."
-            )
-        if model_type not in ARCHITECTURES:
-            return f"GGUF export knows the model types {', '.join(ARCHITECTURES)}, and not {model_type}{_way(config)}."
-        if config.get("quantization_config"):
-            return "config.json has a quantization_config; needed: a student with plain weights."
-        layout = layout_of(model_type)
-        for key in layout.NEEDED:
-            if not config.get(key):
-                return f"config.json has no {key}."
-        width = "n_embd" if "n_embd" in layout.NEEDED else "hidden_size"
-        if config[width] % BLOCK:
-            return f"{width} {config[width]} is not a multiple of {BLOCK}, the block of Q8_0."
-        return layout.refuse(config)
+        return _gguf_student.refuse(config)
 
     def refuse_tokenizer(self, folder: Path) -> str | None:
-        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None.
+        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
+        return _gguf_student.refuse_tokenizer(folder)
 
-        Where the folder has a config.json too, the vocabulary must fit into its embeddings.
-        """
-        import json
-
-        from distill.compression._gguf_tokenizer import NotExpressible, gguf_tokenizer
-
-        file = folder / "config.json"
-        config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        try:
-            gguf_tokenizer(folder, config.get("vocab_size"))
-        except NotExpressible as reason:
-            return str(reason)
-        return None
+    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
+        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
+        return _gguf_student.size_bytes(config, Q8_0)
 
     def make(self, student: Path, package: Path) -> None:
         """Write model-q8_0.gguf and a Modelfile for Ollama into `package` from the checkpoint folder `student`.
@@ -70,27 +43,4 @@ class GgufQ8_0:
         Raises:
             StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
         """
-        import json
-
-        from distill.compression._gguf import write_q8_0
-        from distill.compression._gguf_tokenizer import NotExpressible
-        from distill.compression._modelfile import modelfile
-        from distill.errors import StageFailed
-
-        reason = self.refuse(json.loads((student / "config.json").read_text("utf-8")))
-        if reason is not None:
-            raise StageFailed(f"{student} cannot become a GGUF: {reason}")
-        package.mkdir(parents=True, exist_ok=True)
-        try:
-            tokenizer = write_q8_0(student, package / FILE_NAME)
-        except NotExpressible as problem:
-            raise StageFailed(f"{student} cannot become a GGUF: {problem}") from problem
-        (package / "Modelfile").write_text(modelfile(FILE_NAME, tokenizer), "utf-8")
-
-
-def _way(config: Mapping[str, Any]) -> str:
-    """What to do for a model that llama.cpp runs, and that we do not export."""
-    family = family_of(config)
-    if family is None or family.gguf is None:
-        return ""
-    return f"; llama.cpp runs it as {family.gguf}: make packages/bf16, then use llama.cpp's own convert_hf_to_gguf.py"
+        _gguf_student.export(student, package, FILE_NAME, Q8_0)

@@ -35,6 +35,10 @@ def compress(site: Site) -> list[Stage]:
         size = package_bytes(compression, student, recipe)
         packages += size
         seconds += (FLOAT32 * student.parameters + size) / DISK_RATE
+        if rows := min(getattr(compression, "calibration_rows", 0), site.volume.rows):
+            length = min(site.volume.longest(1 << 20), student.positions or LONGEST_READ)
+            read = rates.reading(student, rows * length, length, one, 1, dtype="float32", passes=rows)
+            seconds, flops = seconds + read.seconds, flops + read.flops
         if compression.heals:
             healing = _healing(recipe, compression)
             _, _, work = training_work(replace(site, recipe=healing, hardware=one), None)
@@ -67,10 +71,8 @@ def package_bytes(compression: Any, student: Model, recipe: Recipe) -> float:
             adapter = recipe.adapter
             if adapter.kind != "none":
                 return FLOAT32 * student.lora_size(adapter.target_modules) * adapter.rank
-        case kind if kind.startswith("gguf_q8"):
-            return student.parameters * 34 / 32
-        case kind if kind.startswith("gguf_q4"):
-            return student.parameters * 0.6
+        case kind if kind.startswith("gguf"):
+            return compression.size_bytes(student.config) or 2.0 * student.parameters
     return 2.0 * student.parameters
 
 

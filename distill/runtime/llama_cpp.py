@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from distill.errors import DataError, StageFailed
+from distill.hardware import num_cores
 
 DEFAULT_CONTEXT = 2048
 """Tokens per slot when nobody says otherwise: memory for keys and values is taken at once."""
@@ -63,7 +64,7 @@ class LlamaCpp:
         self.file = _gguf_file(Path(package))
         options = {
             "file": str(self.file),
-            "num_threads": num_threads or min(_num_cores(), 1 + self.file.stat().st_size // BYTES_PER_THREAD),
+            "num_threads": num_threads or min(num_cores(), 1 + self.file.stat().st_size // BYTES_PER_THREAD),
             "context": context or DEFAULT_CONTEXT,
             "num_slots": num_slots,
         }
@@ -238,12 +239,6 @@ def _gguf_file(package: Path) -> Path:
     if len(files) != 1:
         raise StageFailed(f"{package} holds {len(files)} .gguf files; needed: one.")
     return files[0].resolve()
-
-
-def _num_cores() -> int:
-    with contextlib.suppress(AttributeError):  # only Linux knows which cores are ours
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start(options: Mapping[str, Any], file: Path) -> tuple[subprocess.Popen[str], IO[str], int]:

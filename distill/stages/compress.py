@@ -5,22 +5,32 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.artifact import write_whole
 from distill.compression import Compression
+from distill.compression.gguf_q4_k_m import GgufQ4KM
 from distill.recipe import Recipe
 from distill.stages._rows import Said
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same settings give another package."""
 
 
+def reads_responses(compression: Compression) -> bool:
+    """Whether the package depends on what the teachers answered, beside the student."""
+    return compression.heals or (isinstance(compression, GgufQ4KM) and compression.calibration_rows > 0)
+
+
 def settings(recipe: Recipe, compression: Compression) -> dict[str, Any]:
-    """What decides the package, beside the student (and, for healing, the responses)."""
+    """What decides the package, beside the student (and, where they are read, the responses)."""
     kept = asdict(compression)
     kept.pop("max_kl_nats")  # judged by verify, changes nothing that is made
     if not compression.heals:
+        kept |= {"max_length": recipe.training.max_length} if reads_responses(compression) else {}
         return {"version": VERSION, **kept}
     training = asdict(recipe.training)
     healed_with = {name: training[name] for name in ("batch_size", "prompt_weight", "max_length", "bf16")}
@@ -34,11 +44,16 @@ def make_package(
     said: Sequence[Said],
     folder: Path,
 ) -> Mapping[str, Any]:
-    """Fills `folder/package`; a compression that heals goes on training from its last checkpoint."""
+    """Fills `folder/package` and notes.json; a compression that heals goes on training from its last checkpoint."""
     package = folder / "package"
     if not compression.heals:
         package.mkdir(exist_ok=True)
-        compression.make(student, package)
+        if isinstance(compression, GgufQ4KM) and compression.calibration_rows:
+            importance = _importance(recipe, compression.calibration_rows, student, said)
+            notes = compression.make(student, package, importance)
+        else:
+            notes = compression.make(student, package)
+        write_whole(folder / "notes.json", json.dumps(notes or []))
         return {}
     if not (folder / "base-is-made").exists():
         package.mkdir(exist_ok=True)
@@ -47,6 +62,17 @@ def make_package(
     measured = _heal(recipe, compression, student, said, folder)
     (folder / "base-is-made").unlink()
     return measured
+
+
+def _importance(recipe: Recipe, num_rows: int, student: Path, said: Sequence[Said]) -> "Mapping[str, np.ndarray]":
+    """See `importance_of`; of so many rows, spread evenly over all that the student learned from."""
+    from distill.encoding import load_tokenizer
+    from distill.stages._importance import importance_of
+    from distill.stages._rows import token_rows
+
+    rows = token_rows(said, load_tokenizer(student), max_length=recipe.training.max_length).rows
+    chosen = [rows[len(rows) * number // num_rows] for number in range(num_rows)] if len(rows) > num_rows else rows
+    return importance_of(student, [row.read()[0].tolist() for row in chosen])
 
 
 def _heal(recipe: Recipe, compression, student: Path, said: Sequence[Said], folder: Path) -> Mapping[str, Any]:

@@ -1,5 +1,7 @@
 """Parameters by their kind, keys and values, and FLOPs, against what one computes by hand."""
 
+from typing import Any
+
 import pytest
 
 from distill.errors import RecipeError
@@ -87,3 +89,24 @@ def test_transformers_cache_keeps_as_many_tokens_as_are_planned():
         planned = model_of("tiny", config.to_dict(), "float32", on_disk=True).kv_bytes(20, 1)
         # a window keeps one token less between two steps
         assert 0.85 * planned <= held <= planned
+
+
+def test_a_gguf_is_the_sum_of_its_tensors_in_whole_blocks():
+    from distill.planning.package_stages import package_bytes
+    from distill.recipe import options_of
+
+    anything: Any = None  # only an adapter's package depends on the recipe
+
+    def planned(name, student):
+        return package_bytes(options_of("compression")[name](kind=name), known(student), anything)
+
+    size = {name: planned(name, "openai-community/gpt2") for name in ("gguf_q8_0", "gguf_q4_k_m")}
+    # twelve blocks of 768 x (2304 + 768 + 2 x 3072), the tied embedding; positions, biases and norms in float32
+    block, embedding = 768 * 9216, 50_257 * 768
+    rest = 4 * (1024 * 768 + 12 * (2304 + 768 + 3072 + 768 + 4 * 768) + 2 * 768)
+    assert size["gguf_q8_0"] == (12 * block + embedding) * 34 / 32 + rest
+    # six of twelve layers have 210 bytes for 256 numbers of attn_qkv and ffn_down; the other matrices 144
+    more = 6 * 768 * (2304 + 3072)
+    assert size["gguf_q4_k_m"] == ((more + embedding) * 210 + (12 * block - more) * 144) / 256 + rest
+    # no such file can be made of it; a plan needs a figure all the same
+    assert planned("gguf_q8_0", "facebook/opt-350m") == 2 * known("facebook/opt-350m").parameters

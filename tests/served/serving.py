@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -35,12 +34,10 @@ class Serving:
 
 def float32_file(checkpoint: Path, file: Path) -> Path:
     """The checkpoint as a GGUF whose numbers are all float32."""
-    from gguf import GGMLQuantizationType
+    from distill.compression._gguf import write_gguf
+    from distill.compression._gguf_mixture import Mixture
 
-    from distill.compression import _gguf
-
-    with mock.patch.object(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32):
-        _gguf.write_q8_0(checkpoint, file)
+    write_gguf(checkpoint, file, Mixture("ALL_F32", lambda name, outline: "F32"))
     return file
 
 

@@ -57,17 +57,16 @@ def test_stepwise_by_llama_cpp(serve, llama_cpp, rows, wanted, log):
     check(found, rows, wanted, llama_cpp, 7)
 
 
-def test_float32_scores_are_those_of_transformers(serve, rows, wanted, tmp_path, monkeypatch):
+def test_float32_scores_are_those_of_transformers(serve, rows, wanted, tmp_path):
     """The teacher's own float32 weights on both sides, so that only the two engines and the wire are between them."""
     import torch
-    from gguf import GGMLQuantizationType
     from transformers import AutoModelForCausalLM
 
-    from distill.compression import _gguf
+    from distill.compression._gguf import write_gguf
+    from distill.compression._gguf_mixture import Mixture
 
-    monkeypatch.setattr(_gguf, "_storage", lambda name, shape: GGMLQuantizationType.F32)
     file = tmp_path / "float32.gguf"
-    _gguf.write_q8_0(TEACHER, file)
+    write_gguf(TEACHER, file, Mixture("ALL_F32", lambda name, outline: "F32"))
     options = {"file": str(file), "num_threads": 1, "context": 192, "num_slots": 4}
     child = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).with_name("float32_server.py")), json.dumps(options)],
