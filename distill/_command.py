@@ -1,4 +1,4 @@
-"""What `python -m distill.plan`, `.compare`, `.recipes`, `.store` and `.megatron` share: how they parse, print and end."""
+"""What `python -m distill.plan`, `.recipes`, `.store` and their like share: how they parse, print and end."""
 
 import argparse
 import os
@@ -63,7 +63,7 @@ def debugging() -> bool:
 
 
 def visible(text: str) -> str:
-    """`text` with what a terminal would obey, not show, written out: what comes from files may hold escape sequences."""
+    """`text` with what a terminal would obey, not show, written out: a file may hold escape sequences."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

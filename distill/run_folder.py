@@ -143,14 +143,16 @@ def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
     hidden = without_secrets(recipe)
     if hidden != recipe:
         text = yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
-    for default in hidden.pop("defaults", None) or []:
+    defaults = hidden.pop("defaults", None)
+    for default in defaults if isinstance(defaults, list) else ():
         for group, option in default.items() if isinstance(default, dict) else ():
             group = str(group).removeprefix("override ").strip().lstrip("/")
             if isinstance(option, str) and isinstance(hidden.setdefault(group, {}), dict):
                 hidden[group].setdefault("kind", option)
             elif isinstance(option, list) and isinstance(hidden.setdefault(group, {}), dict):
-                for name in option:
-                    hidden[group][name] = {"kind": name} | (hidden[group].get(name) or {})
+                for name in map(str, option):
+                    body = hidden[group].get(name)
+                    hidden[group][name] = {"kind": name} | (body if isinstance(body, dict) else {})
     return hidden, text
 
 
