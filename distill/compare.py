@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill._command import Parser, output, run_and_exit
-from distill.errors import RecipeError
 
 PIPE_WIDTH = 160
 """Columns of a table that is not read in a terminal."""
@@ -85,10 +84,7 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
         "--html", metavar="FILE", type=Path, help="where the page goes (default: compare.html in this folder)"
     )
     parser.add_argument("--json", action="store_true", help="the same facts for programs; a page with --html only")
-    args = parser.parse_intermixed_args(typed)
-    if args.html is not None and args.html.is_dir():
-        raise RecipeError(f"--html {args.html} is a folder. Name a file, such as {args.html / 'compare.html'}.")
-    return args
+    return parser.parse_intermixed_args(typed)
 
 
 if __name__ == "__main__":

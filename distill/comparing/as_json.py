@@ -7,7 +7,7 @@ from typing import Any
 from distill.comparing.facts import notes
 from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
 from distill.comparing.runs import LeftOut
-from distill.comparing.verdict import headlines, to_take, verdicts
+from distill.comparing.verdict import best_made, headlines, to_take, verdicts
 
 
 def as_json(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> str:
@@ -28,7 +28,7 @@ def _group(group: Group) -> dict[str, Any]:
         "differences": list(group.differences),
         "recipes": [_recipe(recipe, group) for recipe in group.recipes],
         "models": [_model(entry, word) for entry, word in zip(group.entries, verdicts(group), strict=True)],
-        "package_to_take": taken.title if taken else None,
+        "package_to_take": {"name": taken.title, "folder": str(best_made(taken, group)[1])} if taken else None,
         "verdict": headlines(group),
         "notes": notes(group),
     }

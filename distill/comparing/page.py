@@ -24,8 +24,9 @@ MOST_LABELS = 12
 
 def refuse_foreign(page: Path) -> None:
     """Raises RecipeError where `page` cannot be written, or is a file that this command did not write."""
-    if page.is_dir():
-        raise RecipeError(f"{page} is a folder. Name a file for the page: --html {page / 'compare.html'}")
+    if page.exists() and not page.is_file():
+        what = "a folder" if page.is_dir() else "no regular file"
+        raise RecipeError(f"--html {page} is {what}. Name a file, such as compare.html.")
     if not page.absolute().parent.is_dir():
         raise RecipeError(f"--html {page}: there is no folder {page.parent}. Make it, or name another file.")
     if page.is_file() and OURS not in page.read_text(encoding="utf-8", errors="replace"):

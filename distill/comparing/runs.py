@@ -1,5 +1,6 @@
 """find_runs(): the finished, scored runs below folders, and why the others are left out."""
 
+import datetime
 import difflib
 import json
 import os
@@ -54,9 +55,13 @@ class ScoredRun:
         return seed if isinstance(seed, int) else None
 
     @cached_property
-    def age(self) -> tuple[str, str, str]:
+    def age(self) -> tuple[float, str, str]:
         """Sorts runs from the oldest to the newest; the same for any order of arguments."""
-        return str(self.folder.start.get("time") or ""), self.path.name, str(self.path.resolve())
+        try:
+            started = datetime.datetime.fromisoformat(str(self.folder.start.get("time"))).timestamp()
+        except (ValueError, OverflowError, OSError):
+            started = 0.0  # the record does not say
+        return started, self.path.name, str(self.path.resolve())
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
 from distill.comparing.recipe_keys import shown
-from distill.stages._number import Score, size
+from distill.comparing.runs import ScoredRun
+from distill.stages._number import Score, is_finite, size
 from distill.stages.report import pick
 
 Word = Literal["best", "overlap", "apart", "1 seed", ""]
@@ -16,6 +18,8 @@ MEANING = {
     "apart": "its range and that of the best do not overlap",
     "1 seed": "one seed on a side: nothing says how much of the difference is chance",
 }
+HALF = 40
+"""Characters kept at each end of a long value."""
 
 
 def verdicts(group: Group) -> list[Word]:
@@ -73,11 +77,24 @@ def to_take(group: Group) -> Entry | None:
     return None if chosen is None else next(e for e, m in zip(group.competing, models, strict=True) if m is chosen)
 
 
+def best_made(entry: Entry, group: Group) -> tuple[ScoredRun, Path]:
+    """The run that made the best of an entry's models, and the folder of that model."""
+    scored = [(made, value) for made in entry.made if is_finite(value := (made[1].scores or {}).get(group.task))]
+    best = group.score.best(value for _, value in scored)
+    run, model = next(made for made, value in scored if value == best)
+    return run, run.path / (model.path or "")
+
+
 def described(recipe: RecipeRuns, keys: Sequence[str], most: int = 3) -> str:
-    """What sets a recipe apart: `loss.kind=jsd seed…`; its name where nothing or too much does."""
+    """What sets a recipe apart: `loss.kind=jsd, name=mine`; its name where nothing or too much does."""
     if not keys or len(keys) > most:
         return recipe.name
-    return ", ".join(f"{key}={value_of(recipe, key)}" for key in keys)
+    return ", ".join(f"{key}={brief(value_of(recipe, key))}" for key in keys)
+
+
+def brief(value: str) -> str:
+    """A value for a line of text: the middle of a long one is left out."""
+    return value if len(value) <= 2 * HALF else f"{value[:HALF]}…{value[-HALF:]}"
 
 
 def value_of(recipe: RecipeRuns, key: str) -> str:
@@ -164,11 +181,9 @@ def _package(group: Group) -> str:
         return ""  # nothing right at all recommends nothing
     reach = f"{written(found, group.score)} in {size(chosen.bytes.mean)}"
     said = f"Package to take: {chosen.title}, {reach}, the smallest verified one within a point of the best"
-    scored = [(made, value) for made in chosen.made if (value := (made[1].scores or {}).get(group.task)) is not None]
-    best = group.score.best(value for _, value in scored)
-    run, model = next(made for made, value in scored if value == best)
+    run, folder = best_made(chosen, group)
     seed = f", the best of its seeds ({run.seed})" if len(chosen.made) > 1 else ""
-    return f"{said}: {run.path / (model.path or '')}{seed}."
+    return f"{said}: {folder}{seed}."
 
 
 def _overlap(one: Spread, other: Spread) -> bool:

@@ -153,7 +153,8 @@ def _axes(narrow: bool, title: str) -> tuple[Any, Any]:
     axes.tick_params(colors=_COLOUR["front"], labelcolor=_COLOUR["quiet"], labelsize=11, length=0, pad=6)
     axes.tick_params(axis="x", which="major", length=4)
     axes.xaxis.label.set(color=_COLOUR["quiet"], fontsize=11)
-    axes.set_title(title, loc="left", fontsize=11, color=_COLOUR["quiet"])
+    # a score's name comes from outside, and a dollar in it is no formula
+    axes.set_title(title, loc="left", fontsize=11, color=_COLOUR["quiet"], parse_math=False)
     return figure, axes
 
 
