@@ -17,6 +17,7 @@ from distill.artifact import MANIFEST
 from distill.comparing.recipe_keys import Keys, keys_of
 from distill.errors import RecipeError
 from distill.run_folder import RunFolder
+from distill.stages._number import is_finite
 
 MARKS = ("record.jsonl", "recipe.yaml")
 """A folder with one of them is a run; what lies deeper belongs to it."""
@@ -135,7 +136,7 @@ def _read(path: Path) -> ScoredRun | LeftOut:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in ("models", *first["loc"]))
         return LeftOut(path, f"scores.json is broken: {where}: {first['msg'][0].lower()}{first['msg'][1:]}")
-    if folder.task is None:
+    if folder.task is None or not any(is_finite(value) for each in models for value in (each.scores or {}).values()):
         return LeftOut(path, "its scores.json holds no score")
     return ScoredRun(folder, models, keys_of(folder.recipe))
 

@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -128,12 +129,10 @@ def _style(name: str) -> Iterator[str]:
     """matplotlib's own defaults, whatever the user's matplotlibrc says, and text that stays text."""
     import matplotlib.style
 
-    with matplotlib.style.context(
-        [
-            "default",
-            {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "path.simplify": False},
-        ]
-    ):
+    look = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "path.simplify": False}
+    with matplotlib.style.context(["default", look]), warnings.catch_warnings():
+        # the reader's own font draws the text
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         yield name
 
 

@@ -1,4 +1,4 @@
-"""Run folders to compare: the sample run of tests/stages, which has every file, with other seeds, options and scores."""
+"""Run folders to compare: the sample run of tests/stages with other seeds, options and scores."""
 
 import json
 import shutil
