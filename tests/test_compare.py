@@ -66,8 +66,8 @@ def test_groups_stand_apart_and_say_so(command, tmp_path):
     make_run(tmp_path / "runs" / "a", rows="a" * 20, scores={"student": 0.1})
     make_run(tmp_path / "runs" / "b", rows="b" * 20, scores={"student": 0.9})
     said = command("runs")[1]
-    assert said.startswith("2 groups. They were judged on different rows")
-    assert "1 run of 1 recipe (rows=aaaaaaaaaaaa)" in said and "(rows=bbbbbbbbbbbb)" in said
+    assert said.startswith("2 groups. Groups were judged on different rows")
+    assert "1 run of 1 recipe\nJudged on rows=aaaaaaaaaaaa\n" in said and "Judged on rows=bbbbbbbbbbbb\n" in said
     assert "more than" not in said
 
 

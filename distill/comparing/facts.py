@@ -6,22 +6,26 @@ from distill.comparing.groups import Group
 from distill.comparing.recipe_keys import differing, shown
 from distill.comparing.runs import LeftOut, ScoredRun
 
-APART = "They were judged on different rows, or in different ways: compare nothing across groups."
+APART = "Groups were judged on different rows, or in different ways: compare nothing across them."
 ROWS_SHOWN = 12
 """Characters of the hash of evaluation rows: enough to tell groups apart."""
 THE_TEACHER = ("teacher.kind", "teacher.model", "teacher.revision", "teacher.quantization", "teacher.dtype")
 
 
-def title_of(group: Group, groups: Sequence[Group]) -> str:
-    """`quickstart: exact match of 400 rows, 6 runs of 2 recipes`, and what sets it apart from other groups."""
+def title_of(group: Group) -> str:
+    """`quickstart: exact match on 400 rows, 6 runs of 2 recipes`"""
     names = ", ".join(sorted({recipe.name for recipe in group.recipes}))
     num_runs = sum(len(recipe.runs) for recipe in group.recipes)
     over = f" on {group.num_rows:,} rows" if group.num_rows is not None else ""
-    title = f"{names}: {group.score.title}{over}, {_count(num_runs, 'run')} of {_count(len(group.recipes), 'recipe')}"
+    return f"{names}: {group.score.title}{over}, {_count(num_runs, 'run')} of {_count(len(group.recipes), 'recipe')}"
+
+
+def judged_line(group: Group, groups: Sequence[Group]) -> str:
+    """What sets a group apart from the others, as `key=value`; empty for one alone."""
     keys = differing([each.judged_on for each in groups])
     judged = {**group.judged_on.values, "rows": str(group.judged_on.values["rows"])[:ROWS_SHOWN]}
     own = [f"{key}={shown(judged[key])}" for key in keys if key in judged]
-    return f"{title} ({', '.join(own)})" if own else title
+    return f"Judged on {', '.join(own)}" if own else ""
 
 
 def notes(group: Group) -> list[str]:

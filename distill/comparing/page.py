@@ -7,10 +7,10 @@ from typing import Any
 from urllib.parse import quote
 
 from distill.artifact import write_whole
-from distill.comparing.facts import APART, left_out_lines, notes, title_of
+from distill.comparing.facts import APART, judged_line, left_out_lines, notes, title_of
 from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
 from distill.comparing.runs import LeftOut, ScoredRun
-from distill.comparing.verdict import MEANING, as_models, described, headlines, value_of, verdicts
+from distill.comparing.verdict import MEANING, as_models, described, headlines, telling, value_of, verdicts
 from distill.errors import RecipeError
 from distill.stages._figure import NUM_SERIES, curves, loss_svg, pareto_front, quality_svg
 from distill.stages._number import Score
@@ -50,7 +50,8 @@ def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> di
     """What the template shows of one group, under the names that it uses."""
     told = verdicts(group)
     return {
-        "title": title_of(group, groups),
+        "title": title_of(group),
+        "judged": judged_line(group, groups),
         "headlines": headlines(group),
         "recipes": [_recipe(recipe, place, group) for place, recipe in enumerate(group.recipes)],
         "has_ranges": any((s := e.score(group.task)) and s.num_seeds > 1 for e in group.entries),
@@ -72,7 +73,7 @@ def _recipe(recipe: RecipeRuns, place: int, group: Group) -> dict[str, Any]:
     teaches = f", the teacher of {', '.join(recipe.teaches)}" if recipe.teaches else ""
     return {
         "letter": recipe.letter,
-        "words": described(recipe, group.differences) + teaches,
+        "words": described(recipe, telling(group)) + teaches,
         "series": place % NUM_SERIES,
         "seeds": ", ".join(map(str, recipe.seeds)),
     }

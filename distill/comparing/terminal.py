@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distill._command import visible
-from distill.comparing.facts import APART, left_out_lines, notes, title_of
+from distill.comparing.facts import APART, judged_line, left_out_lines, notes, title_of
 from distill.comparing.groups import Group, RecipeRuns
 from distill.comparing.runs import LeftOut
 from distill.comparing.table import table
-from distill.comparing.verdict import MEANING, brief, headlines, value_of, verdicts
+from distill.comparing.verdict import MEANING, brief, headlines, telling, value_of, verdicts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,10 +24,14 @@ def show(groups: Sequence[Group], left_out: Sequence[LeftOut], out: "Console") -
         _say(f"{len(groups)} groups. {APART}", out)
         out.print()
     for group in groups:
-        _say(title_of(group, groups), out, "bold")
+        _say(title_of(group), out, "bold")
+        if judged := judged_line(group, groups):
+            _say(judged, out, "dim")
         if len(group.recipes) > 1:
             for recipe in group.recipes:
                 _say(_legend(recipe, group), out, indent=3)
+            if telling(group) != list(group.differences):
+                _say(f"They differ in {len(group.differences)} keys; the page shows all of them.", out, "dim")
         out.print()
         out.print(table(group, out.width))
         out.print()
@@ -47,7 +51,7 @@ def show(groups: Sequence[Group], left_out: Sequence[LeftOut], out: "Console") -
 
 def _legend(recipe: RecipeRuns, group: Group) -> str:
     """`A  loss.kind=jsd  (seeds 0, 1, 2)`"""
-    said = " ".join(f"{key}={brief(value_of(recipe, key))}" for key in group.differences) or recipe.name
+    said = " ".join(f"{key}={brief(value_of(recipe, key))}" for key in telling(group)) or recipe.name
     word = "seed" if len(recipe.seeds) == 1 else "seeds"
     seeds = f"{word} {', '.join(map(str, recipe.seeds))}" if recipe.seeds else "seed unknown"
     teaches = f", the teacher of {', '.join(recipe.teaches)}" if recipe.teaches else ""

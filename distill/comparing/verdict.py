@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
-from distill.comparing.recipe_keys import shown
+from distill.comparing.recipe_keys import Keys, differing, shown
 from distill.comparing.runs import ScoredRun
 from distill.stages._number import Score, is_finite, size
 from distill.stages.report import pick
@@ -18,6 +18,8 @@ MEANING = {
     "apart": "its range and that of the best do not overlap",
     "1 seed": "one seed on a side: nothing says how much of the difference is chance",
 }
+MOST_TOLD = 6
+"""Differences that text names; the page has a table of all."""
 HALF = 40
 """Characters kept at each end of a long value."""
 
@@ -92,6 +94,17 @@ def described(recipe: RecipeRuns, keys: Sequence[str], most: int = 3) -> str:
     return ", ".join(f"{key}={brief(value_of(recipe, key))}" for key in keys)
 
 
+def telling(group: Group) -> list[str]:
+    """The differences that a line of text has room for: all where they are few, else the name and what sets apart
+    recipes of one name."""
+    if len(group.differences) <= MOST_TOLD:
+        return list(group.differences)
+    by_name: dict[str, list[Keys]] = {}
+    for recipe in group.recipes:
+        by_name.setdefault(recipe.name, []).append(recipe.keys)
+    return ["name", *sorted({key for same in by_name.values() for key in differing(same)})][:MOST_TOLD]
+
+
 def brief(value: str) -> str:
     """A value for a line of text: the middle of a long one is left out."""
     return value if len(value) <= 2 * HALF else f"{value[:HALF]}…{value[-HALF:]}"
@@ -147,7 +160,7 @@ def _student(recipe: RecipeRuns) -> Entry:
 
 def _names(group: Group) -> Mapping[str, str]:
     return {
-        recipe.letter: f"{recipe.letter} ({described(recipe, group.differences)})"
+        recipe.letter: f"{recipe.letter} ({described(recipe, telling(group))})"
         if len(group.recipes) > 1
         else recipe.name
         for recipe in group.recipes

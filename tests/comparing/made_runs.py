@@ -45,7 +45,7 @@ def make_run(
         body[name] = value
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     whole = json.loads((folder / "scores.json").read_text())
-    whole |= {"seed": seed, "run": folder.name} | ({"evaluation_rows": rows} if rows else {})
+    whole |= {"recipe": recipe["name"], "seed": seed, "run": folder.name} | ({"evaluation_rows": rows} if rows else {})
     if scores is not None:
         whole["models"] = [model for model in whole["models"] if model["name"] in scores]
         for model in whole["models"]:

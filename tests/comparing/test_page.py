@@ -76,7 +76,7 @@ def test_tables_and_words_are_those_of_the_terminal(losses, tmp_path):
     assert rows["A student"][1:5] == ["2", "55.050.0–60.0", "best", "72.0" + "72.0–72.0"]
     assert rows["B student"][3] == "overlap"
     assert sorted(rows["loss.kind"][1:]) == ["forward_kl", "jsd"] and rows["seeds"][1:] == ["0, 1", "0, 1"]
-    assert "compare nothing across groups" in text
+    assert "compare nothing across them" in text
     assert "rehearsed: a rehearsal" in text
     titles = re.findall(r"<title>(A student[^<]*)", text)
     assert titles == ["A student: 55.0, 50.0–60.0 (exact match, %), 2.27 MiB"] * 2

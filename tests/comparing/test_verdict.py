@@ -6,7 +6,16 @@ import pytest
 
 from distill.comparing.groups import group_runs
 from distill.comparing.runs import find_runs
-from distill.comparing.verdict import best_of, brief, chance_of_separation, headlines, to_take, verdicts
+from distill.comparing.verdict import (
+    best_of,
+    brief,
+    chance_of_separation,
+    described,
+    headlines,
+    telling,
+    to_take,
+    verdicts,
+)
 from tests.comparing.made_runs import edit, make_run, sweep
 
 
@@ -94,3 +103,19 @@ def test_packages_that_are_never_right_recommend_nothing(tmp_path):
 def test_long_values_are_cut_in_the_middle():
     assert brief("x" * 80) == "x" * 80
     assert brief("a" * 50 + "b" * 50) == "a" * 40 + "…" + "b" * 40
+
+
+def test_recipes_that_differ_in_everything_are_told_by_name_and_by_what_their_namesakes_lack(tmp_path):
+    many = {f"training.{key}": 7 for key in ("max_steps", "warmup_steps", "weight_decay", "num_train_epochs")}
+    many |= {"data.num_rows": 7, "student.num_layers": 9, "student.hidden_size": 64}
+    make_run(tmp_path / "a", scores={"student": 0.9})
+    make_run(tmp_path / "b", scores={"student": 0.8}, keys={"name": "mine", **many})
+    make_run(tmp_path / "c", scores={"student": 0.7}, keys={"name": "mine", **many, "training.max_steps": 8})
+    group = group_in(tmp_path)
+    assert len(group.differences) == 8
+    assert telling(group) == ["name", "training.max_steps"]
+    assert [described(recipe, telling(group)) for recipe in group.recipes] == [
+        "name=quickstart, training.max_steps=null",
+        "name=mine, training.max_steps=7",
+        "name=mine, training.max_steps=8",
+    ]
