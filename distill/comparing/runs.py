@@ -74,7 +74,7 @@ class LeftOut:
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """All runs at or below `folders`, oldest first, each once.
+    """All runs at or below `folders`, each once.
 
     Raises:
         RecipeError: a folder does not exist, or there is no run at all.
@@ -94,7 +94,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     for _, path in sorted(found.items()):
         read = _read(path)
         (runs if isinstance(read, ScoredRun) else left_out).append(read)
-    return sorted(runs, key=lambda run: run.age), left_out
+    return runs, left_out
 
 
 def _check(folder: Path) -> None:
