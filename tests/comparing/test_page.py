@@ -16,7 +16,7 @@ from distill.errors import RecipeError
 from tests.comparing.made_runs import edit, make_run
 from tests.stages.test_report import Page
 
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac{"
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> $\\frac{$"
 
 
 def page_in(folder: Path, file: Path) -> tuple[str, Page]:

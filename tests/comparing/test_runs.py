@@ -26,6 +26,13 @@ def test_runs_are_found_at_any_depth_and_artifacts_are_none(tmp_path):
     assert [run.path for run in find_runs([tmp_path / "top"])[0]] == [tmp_path / "top"]
 
 
+def test_a_run_that_is_reached_on_several_ways_is_one_run(tmp_path):
+    make_run(tmp_path / "outputs" / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "outputs" / "run")
+    runs, _ = find_runs([tmp_path / "outputs" / ".." / "outputs", tmp_path / "link", tmp_path])
+    assert len(runs) == 1
+
+
 def test_rehearsals_and_unfinished_runs_are_left_out_with_a_word_why(tmp_path):
     make_run(tmp_path / "rehearsed", keys={"rehearse": True})
     (make_run(tmp_path / "stopped") / "scores.json").unlink()
