@@ -58,7 +58,7 @@ def _names(lettered: bool) -> list[Column]:
 def _figures(group: Group, width: int) -> list[Column]:
     others = [score for score in group.scores if score.name != group.task]
     others = [score for score in others if width >= NARROW or score.name == "kl_to_teacher_nats"]
-    columns = [(_head(group.score, width), _mean(group.score))]
+    columns: list[Column] = [(_head(group.score, width), _mean(group.score))]
     if any((found := entry.score(group.task)) and found.num_seeds > 1 for entry in group.entries):
         columns += [("range", _range(group.score)), ("seeds" if width >= NARROW else "n", _num_seeds(group.score))]
     columns += [(_head(score, width), _mean(score)) for score in others]
