@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
-from distill import _hydra, _submitting, distributed, shipped
+from distill import _hydra, _submitting, compare, distributed, shipped
 from distill._command import INTERRUPTED, debugging, fault_of_ours
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
@@ -184,9 +184,10 @@ def _print_config(args: argparse.Namespace) -> None:
 def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str]) -> int:
     """Hands over to hydra.main and returns the worst exit code of its jobs."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import MissingConfigException
 
-    codes, as_typed = [0], sys.argv
+    codes, folders, as_typed = [0], [], sys.argv
 
     def job(_: DictConfig) -> None:
         # the record keeps the command as the user typed it
@@ -195,6 +196,7 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
             return _run_submitted(typed, args.config_dir)
         failed = _run_job(typed, args.config_dir)
         codes.append(failed.exit_code if failed else 0)
+        folders.append(Path(HydraConfig.get().runtime.output_dir))
         processes = distributed.world()
         processes.job_over()
         if processes.size > 1 and processes.broken:
@@ -215,6 +217,8 @@ def _start_hydra(typed: list[str], args: argparse.Namespace, overrides: list[str
         raise RecipeError(f"The run folder cannot be made: {error}. hydra.run.dir=FOLDER chooses another.") from error
     finally:
         sys.argv = as_typed
+    if suggested := compare.suggestion(folders):
+        _say(suggested)
     return max(codes)
 
 

@@ -1,4 +1,4 @@
-"""What `python -m distill.plan`, `.recipes`, `.store` and `.megatron` share: how they parse, print and end."""
+"""What `python -m distill.plan`, `.recipes`, `.store` and their like share: how they parse, print and end."""
 
 import argparse
 import os
@@ -60,6 +60,11 @@ def fault_of_ours(error: Exception) -> str:
 def debugging() -> bool:
     """Whether tracebacks are wanted."""
     return os.environ.get("DISTILL_DEBUG") == "1"
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey, not show, written out: a file may hold escape sequences."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distill._command import visible
 from distill._store_list import Facts, open_store
 from distill.encoding import load_tokenizer, tokenizer_hash
 from distill.errors import RecipeError, TargetMismatch
@@ -165,8 +166,3 @@ def clipped(text: str) -> str:
         return text
     half = NUM_CHARACTERS // 2
     return f"{text[:half]} … {text[-half:]}"
-
-
-def visible(text: str) -> str:
-    """`text` with what a terminal would obey, not show, written out: an answer may hold escape sequences."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -186,7 +186,8 @@ class Run:
             if "kl_to_student_nats" in self.proofs[name]:  # else it does not even load
                 runtime = self.recipe.compression[name].runtime
                 self._score(name, package.path / "package", {"model": package.fingerprint}, runtime)
-        results.write_scores(self.recipe, self.models, self.proofs, self.scores, self.folder)
+        judged_on = self.examples.evaluation_fingerprint
+        results.write_scores(self.recipe, self.models, self.proofs, self.scores, judged_on, self.folder)
 
     def report(self) -> None:
         """scores → report.html, model cards, W&B, one table"""

@@ -23,9 +23,13 @@ def write_scores(
     models: Mapping[str, Artifact],
     proofs: Mapping[str, Mapping[str, Any]],
     scores: Mapping[str, Artifact],
+    evaluation_rows: str,
     folder: Path,
 ) -> None:
-    """scores.json: teacher, baselines, student, packages, in this order."""
+    """scores.json: teacher, baselines, student, packages, in this order.
+
+    `evaluation_rows` is the hash of the rows that they were judged on: only what has the same can be compared.
+    """
     student = json.loads((scores["student"].path / "scores.json").read_text())
     entries = []
     for name in ("teacher", *recipe.baselines, "student", *recipe.compression):
@@ -40,8 +44,15 @@ def write_scores(
             # quantised layers hold the same weights in fewer bytes
             entry |= {"parameters": student["parameters"], "verified": proofs[name]["verified"]}
         entries.append(entry)
-    whole = {"recipe": recipe.name, "run": folder.name, "seed": recipe.seed, "task": recipe.evaluation.kind}
-    write_whole(folder / "scores.json", json.dumps({**whole, "models": entries}, indent=1))
+    whole = {
+        "recipe": recipe.name,
+        "run": folder.name,
+        "seed": recipe.seed,
+        "task": recipe.evaluation.kind,
+        "evaluation_rows": evaluation_rows,
+        "models": entries,
+    }
+    write_whole(folder / "scores.json", json.dumps(whole, indent=1))
 
 
 def _place(recipe: Recipe, models: Mapping[str, Artifact], name: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ class RunFolder:
 
     @classmethod
     def read(cls, run: Path) -> "RunFolder":
-        """Reads `run`. Raises ValueError where a whole JSON or YAML file is broken."""
+        """Reads `run`. Raises ValueError, which names the file, where a whole JSON or YAML file is broken."""
         recipe, recipe_text = _read_recipe(run / "recipe.yaml")
         record = _read_lines(run / "record.jsonl")
         starts = [event for event in record if event.get("event") == "start"]
@@ -133,39 +133,60 @@ def _read_recipe(path: Path) -> tuple[dict[str, Any], str]:
 
     if not path.is_file():
         return {}, ""
-    text = path.read_text(encoding="utf-8")
-    recipe = yaml.safe_load(text) or {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        recipe = yaml.safe_load(text) or {}
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise _broken(path, error) from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path.name} is broken: it holds {type(recipe).__name__}, a mapping is needed")
     hidden = without_secrets(recipe)
     if hidden != recipe:
         text = yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True)
-    for default in hidden.pop("defaults", None) or []:
+    defaults = hidden.pop("defaults", None)
+    for default in defaults if isinstance(defaults, list) else ():
         for group, option in default.items() if isinstance(default, dict) else ():
             group = str(group).removeprefix("override ").strip().lstrip("/")
             if isinstance(option, str) and isinstance(hidden.setdefault(group, {}), dict):
                 hidden[group].setdefault("kind", option)
             elif isinstance(option, list) and isinstance(hidden.setdefault(group, {}), dict):
-                for name in option:
-                    hidden[group][name] = {"kind": name} | (hidden[group].get(name) or {})
+                for name in map(str, option):
+                    body = hidden[group].get(name)
+                    hidden[group][name] = {"kind": name} | (body if isinstance(body, dict) else {})
     return hidden, text
 
 
 def _read_json(path: Path, missing: Any) -> Any:
     if not path.is_file():
         return missing
-    text = path.read_text(encoding="utf-8")
-    return (json.loads(text) or missing) if text.strip() else missing
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = (json.loads(text) or missing) if text.strip() else missing
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, error) from None
+    if not isinstance(value, type(missing)):
+        raise ValueError(f"{path.name} is broken: it holds {type(value).__name__}, not {type(missing).__name__}")
+    return value
+
+
+def _broken(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path.name} is broken: {' '.join(str(error).split())}")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """JSON lines. A line that a crash cut in half is left out: the run went on after it."""
     if not path.is_file():
         return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise _broken(path, error) from None
     lines = []
     # not splitlines(): JSON strings may hold U+2028 and its like as they are
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in text.split("\n"):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             lines.append(value)

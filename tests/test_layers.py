@@ -66,6 +66,8 @@ LAYERS = [
         "_recipe_list",
         "recipes",
         "plan",
+        "comparing",
+        "compare",
         "megatron",
     ],
 ]

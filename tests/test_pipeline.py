@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from distill.data.word_problems import WordProblems
+from distill.run_folder import RunFolder
 from tests.conftest import cli_environment
 
 pytestmark = pytest.mark.slow
@@ -71,6 +73,10 @@ def test_a_run_leaves_what_the_contract_says(finished):
     scores = json.loads((run / "scores.json").read_text())
     assert scores["recipe"] == "quickstart" and scores["run"] == run.name
     assert (scores["seed"], scores["task"]) == (0, "exact_match")
+    # the rows themselves, generated again
+    recipe = RunFolder.read(run).recipe["data"]
+    judged = WordProblems(**{key: recipe[key] for key in ("kind", "evaluation_rows", "new_template_rows")}).load()
+    assert scores["evaluation_rows"] == judged.evaluation_fingerprint
     assert [m["name"] for m in scores["models"]] == [
         "teacher",
         "baseline_text",

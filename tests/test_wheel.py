@@ -31,6 +31,7 @@ def test_configs_recipes_templates_and_the_teacher_are_inside(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"distill/_conf/{p.relative_to(ROOT / 'conf')}" for p in (ROOT / "conf").rglob("*.yaml")}
     shipped |= {f"distill/_recipes/{p.name}" for p in (ROOT / "recipes").glob("*.yaml")}
+    shipped |= {str(p.relative_to(ROOT)) for end in ("j2", "css") for p in (ROOT / "distill").rglob(f"*.{end}")}
     shipped |= {"distill/stages/_report.html.j2", "distill/bundled/quickstart_teacher/model.safetensors"}
     assert shipped <= names, shipped - names
 

@@ -10,6 +10,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,17 +19,24 @@ from distill.stages._number import Score, is_finite, score, size
 
 # Stand-ins that matplotlib can draw with; each becomes var(--name) of the page's style sheet.
 _NAMES = ("ink", "quiet", "line", "front", "surface", "teacher", "baseline", "student", "package", "bad")
-_NAMES += tuple(f"series-{i}" for i in range(8))
+NUM_SERIES = 8
+"""Colours of curves in the page's style sheet; then they begin again."""
+_NAMES += tuple(f"series-{i}" for i in range(NUM_SERIES))
 _COLOUR = {name: f"#0a0b{number:02x}" for number, name in enumerate(_NAMES)}
 _MARKER = {"teacher": "D", "baseline": "o", "student": "o", "package": "s"}
 _NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 
-def quality_svg(models: Sequence[Mapping[str, Any]], task: str, *, narrow: bool = False) -> str | None:
+def quality_svg(
+    models: Sequence[Mapping[str, Any]], task: str, *, narrow: bool = False, name: str = "quality"
+) -> str | None:
     """The task's score against bytes (log), better is up, with the Pareto front; None without a single point.
 
     Every model with both figures takes part in the front, teacher and baselines too: a baseline on it is news.
     The teacher is a level line as well, and only that when its size is unknown (behind an API, for example).
+    Beside what scores.json says, a model may have `range` (lowest and highest score: an error bar), `series` (the
+    number of its colour), `label` (the name at its point; "" for none) and `shift` (a part of the picture's width,
+    so that points of equal bytes stand side by side). Ids on the page start with `name`.
     """
     shown = score(task)
     scale = 100 if shown.unit == "%" else 1
@@ -39,27 +47,34 @@ def quality_svg(models: Sequence[Mapping[str, Any]], task: str, *, narrow: bool 
         return None
     front = pareto_front([(x, y) for _, x, y in points], lower_is_better=shown.lower_is_better)
     tooltips = {}
-    with _style("quality-narrow" if narrow else "quality") as name:
+    with _style(f"{name}-narrow" if narrow else name) as prefix:
         figure, axes = _axes(narrow, shown.head)
-        _limits(axes, [x for _, x, _ in points], [y for _, y in scored], shown)
+        ends = [scale * end for model, _ in scored for end in model.get("range") or ()]
+        _limits(axes, [x for _, x, _ in points], [*(y for _, y in scored), *ends], shown)
+        left, right = axes.get_xlim()
+        points = [(model, x * (right / left) ** model.get("shift", 0), y) for model, x, y in points]
         for y in (y for model, y in scored if model.get("kind") == "teacher"):
             axes.axhline(y, color=_COLOUR["teacher"], linewidth=1, linestyle=(0, (1, 3)), zorder=1)
-        corners = [*front, (axes.get_xlim()[1], front[-1][1])]
+        corners = [*front, (right, front[-1][1])]
         axes.plot(*zip(*corners, strict=True), drawstyle="steps-post", color=_COLOUR["front"], linewidth=1.6, zorder=1)
         for index, (model, x, y) in enumerate(points):
             _mark(axes, model, x, y, f"point-{index}")
             value = shown.show(y / scale)
+            if model.get("range"):
+                low, high = model["range"]
+                axes.plot([x, x], [scale * low, scale * high], color=_colour(model), linewidth=1.2, zorder=2)
+                value += f", {shown.show(low)}–{shown.show(high)}"
             tooltips[f"point-{index}"] = f"{model['name']}: {value} ({shown.head}), {size(model['bytes'])}"
         steps = [(a[0], a[1], b[0], a[1]) for a, b in itertools.pairwise(corners)]
         label_points(
-            figure, axes, [(str(model["name"]), x, y) for model, x, y in points],
+            figure, axes, [(str(model.get("label", model["name"])), x, y) for model, x, y in points],
             lines=steps, text_colour=_COLOUR["ink"], leader_colour=_COLOUR["quiet"],
         )  # fmt: skip
         axes.set_xlabel("MiB on disk, log scale")
-        return _svg(figure, name, tooltips)
+        return _svg(figure, prefix, tooltips)
 
 
-def loss_svg(metrics: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> str | None:
+def loss_svg(metrics: Sequence[Mapping[str, Any]], *, narrow: bool = False, name: str = "loss") -> str | None:
     """Each model's training loss in nats per token against the tokens it has seen; None without a curve.
 
     Colours are `series-0`, `series-1`, … in the order of `curves`. The scale is logarithmic over a factor of 20.
@@ -70,18 +85,18 @@ def loss_svg(metrics: Sequence[Mapping[str, Any]], *, narrow: bool = False) -> s
     losses = [loss for _, ys in lines.values() for loss in ys]
     most = max(x for xs, _ in lines.values() for x in xs)
     unit, word = (1e9, "billion ") if most >= 1e9 else (1e6, "million ") if most >= 1e6 else (1, "")
-    with _style("loss-narrow" if narrow else "loss") as name:
+    with _style(f"{name}-narrow" if narrow else name) as prefix:
         figure, axes = _axes(narrow, "loss, nats/token")
         if min(losses) > 0 and max(losses) / min(losses) > 20:
             axes.set_yscale("log")
             _log_marks(axes.yaxis, losses)
         for index, (xs, ys) in enumerate(lines.values()):
-            colour = _COLOUR[f"series-{index % 8}"]
+            colour = _COLOUR[f"series-{index % NUM_SERIES}"]
             axes.plot([x / unit for x in xs], ys, color=colour, linewidth=1.8, solid_joinstyle="round")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(_plain)
         axes.set_xlabel(f"{word}tokens trained on")
-        return _svg(figure, name, {})
+        return _svg(figure, prefix, {})
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], most_points: int = 160) -> dict[str, tuple[list[float], list[float]]]:
@@ -114,12 +129,10 @@ def _style(name: str) -> Iterator[str]:
     """matplotlib's own defaults, whatever the user's matplotlibrc says, and text that stays text."""
     import matplotlib.style
 
-    with matplotlib.style.context(
-        [
-            "default",
-            {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "path.simplify": False},
-        ]
-    ):
+    look = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "DejaVu Sans", "path.simplify": False}
+    with matplotlib.style.context(["default", look]), warnings.catch_warnings():
+        # the reader's own font draws the text
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
         yield name
 
 
@@ -139,14 +152,14 @@ def _axes(narrow: bool, title: str) -> tuple[Any, Any]:
     axes.tick_params(colors=_COLOUR["front"], labelcolor=_COLOUR["quiet"], labelsize=11, length=0, pad=6)
     axes.tick_params(axis="x", which="major", length=4)
     axes.xaxis.label.set(color=_COLOUR["quiet"], fontsize=11)
-    axes.set_title(title, loc="left", fontsize=11, color=_COLOUR["quiet"])
+    # a score's name comes from outside, and a dollar in it is no formula
+    axes.set_title(title, loc="left", fontsize=11, color=_COLOUR["quiet"], parse_math=False)
     return figure, axes
 
 
 def _mark(axes: Any, model: Mapping[str, Any], x: float, y: float, gid: str) -> None:
     """Diamond: teacher; ring: baseline; disc: student; square: package, in the colour of trouble if not verified."""
-    kind = str(model.get("kind")) if model.get("kind") in _MARKER else "package"
-    colour = _COLOUR["bad" if model.get("verified") is False else kind]
+    kind, colour = _kind(model), _colour(model)
     is_ring = kind == "baseline"
     axes.plot(
         [x], [y], gid=gid, linestyle="none", marker=_MARKER[kind], markersize=8.5, clip_on=False, zorder=3,
@@ -154,6 +167,17 @@ def _mark(axes: Any, model: Mapping[str, Any], x: float, y: float, gid: str) -> 
         markeredgecolor=colour if is_ring else _COLOUR["surface"],
         markeredgewidth=1.8 if is_ring else 1.2,
     )  # fmt: skip
+
+
+def _kind(model: Mapping[str, Any]) -> str:
+    return str(model.get("kind")) if model.get("kind") in _MARKER else "package"
+
+
+def _colour(model: Mapping[str, Any]) -> str:
+    if model.get("verified") is False:
+        return _COLOUR["bad"]
+    series = model.get("series")
+    return _COLOUR[_kind(model) if series is None else f"series-{series % NUM_SERIES}"]
 
 
 def _limits(axes: Any, sizes: Sequence[float], values: Sequence[float], shown: Score) -> None:

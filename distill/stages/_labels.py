@@ -24,6 +24,8 @@ def label_points(
 ) -> None:
     """Writes the name of each (name, x, y) beside it; a thin line leads to names that found no room near their point.
 
+    A point without a name ("") gets none, and no other name lies on it.
+
     Greedy: each name takes the cheapest of some hundred places. Lying on another name or point, or outside the
     axes, costs most; then being nearer to a stranger than to its own point; then crossing one of `lines`
     (x0, y0, x1, y1; level or upright); then the distance. `figure` needs 72 dpi and its final limits.
@@ -40,6 +42,8 @@ def label_points(
     crowding = [sum(math.dist(place, other) < 60 for other in places) for place in places]
     for index in sorted(range(len(points)), key=lambda i: (-crowding[i], places[i][0], -places[i][1])):
         name, x, y = points[index]
+        if not name:
+            continue
         text = axes.annotate(
             name, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=_SIZE, color=text_colour, zorder=4
         )

@@ -10,7 +10,8 @@ from typing import Any
 from distill.run_folder import RunFolder
 from distill.stages._card import write_card
 from distill.stages._figure import curves, loss_svg, quality_svg
-from distill.stages._number import MISSING, digits, duration, is_finite, mebibytes, score, scores_of, size
+from distill.stages._number import MISSING, digits, is_finite, score, scores_of, size
+from distill.stages._page import pair, render
 from distill.stages._rehearsed import banner
 from distill.stages._samples import side_by_side
 from distill.stages._table import print_table
@@ -24,19 +25,7 @@ def write_report(run: Path) -> Path:
     What is missing in the folder (a stage that did not run, a score that does not exist) is missing on the page.
     All text from outside (prompts, answers, names, the recipe) is escaped, and the page forbids scripts.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = RunFolder.read(run)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"size": size, "mebibytes": mebibytes, "digits": digits, "duration": duration}
-    page = environment.get_template("_report.html.j2").render(page_of(folder))
+    page = render(Path(__file__).with_name("_report.html.j2"), page_of(RunFolder.read(run)))
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -56,13 +45,13 @@ def page_of(folder: RunFolder) -> dict[str, Any]:
         # figures of random weights recommend nothing
         "headline": "" if warning else headline(folder.models, task),
         "tiles": [] if warning else tiles(folder.models, task),
-        "quality": _pair(quality_svg, folder.models, task) if task else [],
+        "quality": pair(quality_svg, folder.models, task) if task else [],
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if _first(folder.models, k)],
         "columns": scores_of(folder.models, task),
         "rows": score_rows(folder.models, task),
         "proofs": folder.verification,
         "proofs_have_detail": any(proof.get("detail") for proof in folder.verification),
-        "losses": _pair(loss_svg, folder.metrics),
+        "losses": pair(loss_svg, folder.metrics),
         "curves": list(curves(folder.metrics)),
         "samples": side_by_side(folder.samples),
         "num_samples": len(folder.samples),
@@ -171,14 +160,6 @@ def score_rows(models: Sequence[Mapping[str, Any]], task: str | None) -> list[di
             }
         )
     return rows
-
-
-def _pair(draw: Any, *arguments: Any) -> list[str]:
-    """A picture for a wide and for a narrow page, as markup; nothing when there is nothing to draw."""
-    from markupsafe import Markup
-
-    drawn = [draw(*arguments), draw(*arguments, narrow=True)]
-    return [Markup(svg) for svg in drawn if svg is not None]
 
 
 def _first(models: Sequence[Mapping[str, Any]], kind: str) -> Mapping[str, Any] | None:

@@ -1,0 +1,95 @@
+"""Which keys of a recipe set runs apart."""
+
+from distill.comparing.judged_on import SHARED_SOURCE, TRAINING_ROWS, judged_on
+from distill.comparing.recipe_keys import (
+    NOT_THE_STUDENTS,
+    Keys,
+    differing,
+    keys_of,
+    students_keys,
+)
+from distill.recipe import GROUPS, Recipe, fields_of, options_of
+
+
+def keys(loss=None, **more):
+    return keys_of({"name": "x", "seed": 0, "loss": loss or {"kind": "forward_kl"}, **more})
+
+
+def test_a_default_that_is_written_out_is_no_difference():
+    silent, said = keys(training={}), keys(training={"learning_rate": 0.001, "packing": False, "num_train_epochs": 3})
+    assert silent.values["training.learning_rate"] == 1e-3
+    assert differing([silent, said]) == []
+    assert silent.identity == said.identity, "3 and 3.0 epochs are the same"
+
+
+def test_a_sweep_over_losses_differs_in_the_loss_alone():
+    jsd = keys({"kind": "jsd"})
+    assert "loss.beta" in jsd.values and "loss.beta" not in keys().values
+    assert differing([keys(), jsd, keys({"kind": "reverse_kl"})]) == ["loss.kind"]
+    # what an option has for itself counts once somebody chose it
+    assert differing([keys(), keys({"kind": "jsd", "beta": 0.9})]) == ["loss.beta", "loss.kind"]
+    assert differing([jsd, keys({"kind": "jsd", "beta": 0.9})]) == ["loss.beta"]
+
+
+def test_what_this_version_does_not_know_is_compared_as_it_is_written():
+    old, new = keys({"kind": "forgotten", "strength": 3}), keys({"kind": "forgotten", "strength": 4})
+    assert differing([old, new]) == ["loss.strength"]
+    assert differing([keys(loss="text"), keys(loss=None)]) == ["loss", "loss.kind"]
+    assert differing([Keys({"a": 1}, {}), Keys({}, {})]) == ["a"]
+
+
+def test_a_students_keys_are_without_the_seed_and_without_what_is_made_of_it():
+    one = keys(seed=1, compression={"bf16": {"kind": "bf16"}}, until="train", evaluation={"kind": "exact_match"})
+    other = keys(seed=2, compression={}, baselines=["baseline_text"], tracking={"kind": "wandb", "project": "p"})
+    assert students_keys(one).identity == students_keys(other).identity
+    assert students_keys(keys(training={"learning_rate": 0.1})).identity != students_keys(keys()).identity
+    assert students_keys(keys(data={"kind": "local", "rows": 5})).identity != students_keys(keys()).identity
+
+
+def test_the_names_of_keys_are_names_that_recipes_have():
+    data = {name for kind in options_of("data") for name in fields_of("data", kind)}
+    assert {*TRAINING_ROWS, *SHARED_SOURCE} <= data
+    for name in NOT_THE_STUDENTS:
+        group, _, key = name.partition(".")
+        assert group in Recipe.__dataclass_fields__
+        assert not key or key in (data if group == "data" else keys_of({}).below("training.").values)
+    assert set(GROUPS) <= set(Recipe.__dataclass_fields__)
+
+
+def judged(rows=None, max_length=512, **recipe):
+    scores = {"evaluation_rows": rows} if rows else {}
+    made = keys_of({"evaluation": {"kind": "exact_match"}, "training": {"max_length": max_length}, **recipe})
+    return judged_on(made, scores, "exact_match").identity
+
+
+def local(**more):
+    return {"kind": "local", "path": "train.csv", **more}
+
+
+def test_the_hash_of_the_rows_decides_and_the_paths_do_not():
+    here, there = local(eval_path="test.csv"), local(eval_path="/home/me/test.csv", prompt_field="q")
+    assert judged("aa", data=here) == judged("aa", data=there) != judged("bb", data=here)
+    measured = {"kind": "exact_match", "compare": "final_answer"}
+    assert judged("aa", data=here) != judged("aa", data=here, evaluation=measured)
+    assert judged("aa") == judged("aa", evaluation={"kind": "exact_match", "speed": False, "samples": 3})
+
+
+def test_without_the_hash_the_recipe_says_which_rows():
+    file = local(eval_path="test.csv")
+    assert judged(data=file) == judged(data={**file, "path": "other.csv", "rows": 10, "labelled_rows": 3})
+    assert judged(data=file) != judged(data={**file, "eval_path": "other.csv"})
+    assert judged(data=file) != judged(data={**file, "prompt_field": "q"})
+    # a tenth of the training file, drawn by its own seed
+    assert judged(data=local()) != judged(data=local(path="other.csv"))
+    assert judged(data=local()) != judged(data=local(shuffle_seed=1))
+    assert judged(data=local()) == judged(data=local(rows="100:"))
+    problems = {"kind": "word_problems", "num_rows": 40}
+    assert judged(data=problems) == judged(data={**problems, "num_rows": 99, "problem_seed": 5})
+    assert judged(data=problems) != judged(data={**problems, "evaluation_rows": 7})
+
+
+def test_lengths_count_where_likelihoods_are_the_task():
+    bits = {"kind": "bits_per_byte"}
+    assert judged("aa", 512) == judged("aa", 64)
+    assert judged("aa", 512, evaluation=bits) != judged("aa", 64, evaluation=bits)
+    assert judged("aa", evaluation=bits) == judged("aa", evaluation={**bits, "max_new_tokens": 3})
