@@ -30,8 +30,6 @@ from distill_kernels.settings import Settings
 Total = Callable[..., tuple[Tensor, ...]]
 """Partial sums `[N]` -> their sums over the vocabulary, in the same order."""
 
-_LOG2_E = 1 / math.log(2)
-
 # Beyond this |log-ratio|, log1p(exp(-d)) is below half a unit in the last place of the losses it is added to.
 _CLAMP = {torch.float32: 17.0, torch.float64: 40.0}
 
@@ -126,7 +124,7 @@ def _centred_softplus(r_NV: Tensor, offset: float, at_zero: float) -> Tensor:
     """softplus(r + offset) - softplus(offset): small where p is close to q, so no digits are lost to the constant."""
     shifted_NV = r_NV + offset
     # bounded, so that exp2 does not overflow; torch's softplus takes half as long again, for its exp
-    shifted_NV.mul_(_LOG2_E).exp2_().log1p_()
+    shifted_NV.mul_(1 / math.log(2)).exp2_().log1p_()
     return shifted_NV.sub_(at_zero)
 
 
