@@ -66,6 +66,9 @@ LAYERS = [
         "_recipe_list",
         "recipes",
         "plan",
+        "_chat_models",
+        "_chat_dialogue",
+        "chat",
         "megatron",
     ],
 ]
