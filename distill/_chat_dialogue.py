@@ -55,14 +55,14 @@ class Lines:
 
 @dataclass
 class Said:
-    """One answer: its text and tokens so far, whether `max_new_tokens` cut it or Ctrl-C, and what had to be left out.
+    """One answer: its text and tokens so far, what cut it ("" where it ended by itself), and what had to be left out.
 
     `tokens_per_second` is of decoding, without the reading of the prompt; None where that cannot be told.
     """
 
     text: str = ""
     num_tokens: int = 0
-    cut_at: int | None = None
+    cut: str = ""
     interrupted: bool = False
     notes: list[str] = field(default_factory=list)
     tokens_per_second: float | None = None
@@ -112,7 +112,8 @@ class Dialogue:
         try:
             ids, sampling = self._prepared(prompt, said)
             if self.speaker.answer(ids, sampling, seen):
-                said.cut_at = sampling.max_new_tokens
+                whole = sampling.max_new_tokens == self.sampling.max_new_tokens
+                said.cut = "--max-new-tokens" if whole else f"its room for {self.speaker.max_positions} tokens is full"
         except KeyboardInterrupt:
             said.interrupted = True
         if self.keeps and said.text:
@@ -139,7 +140,6 @@ class Dialogue:
             said.notes.append(f"{self.name} has room for {positions} tokens: the oldest {exchanges} dropped")
         if room < sampling.max_new_tokens:
             sampling = replace(sampling, max_new_tokens=room)
-            said.notes.append(f"{self.name} has room for {positions} tokens: {room} are left for the answer")
         return ids, sampling
 
     def _encoded(self, exchanges: list[Messages], prompt: Prompt) -> list[int]:

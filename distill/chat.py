@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
             with console().status(f"loads {model.name}"):
                 dialogues.append(_dialogue(model, args, found, lines, interactive=interactive))
             opened.callback(dialogues[-1].speaker.close)
-        _introduce(found, dialogues, asked=args.folder is not None, interactive=interactive)
+        _introduce(found, dialogues, typed=args.folder, interactive=interactive)
         return _talk(dialogues, lines) if interactive else _answer_all(dialogues, lines, as_json=args.json)
 
 
@@ -60,10 +60,10 @@ def _dialogue(model: "Model", args: argparse.Namespace, found: "Found", lines: "
     return Dialogue(model.name, speaker, Sampling(length, args.temperature, args.seed), lines, args.system, keeps)
 
 
-def _introduce(found: "Found", dialogues: Sequence["Dialogue"], *, asked: bool, interactive: bool) -> None:
+def _introduce(found: "Found", dialogues: Sequence["Dialogue"], *, typed: Path | None, interactive: bool) -> None:
     from distill.stages._rehearsed import BANNER
 
-    if interactive or not asked:
+    if interactive or typed is None or typed.resolve() != found.folder.resolve():
         _say(f"{', '.join(d.name for d in dialogues)} of {found.folder}", style="bold")
     if found.recipe is not None and found.recipe.rehearse:
         _say(BANNER)
@@ -128,8 +128,8 @@ def _about(said: "Said") -> str:
     parts = [f"{said.num_tokens} token{'s' * (said.num_tokens != 1)}"]
     if said.tokens_per_second is not None:
         parts.append(f"{said.tokens_per_second:,.0f} tokens/s")
-    if said.cut_at is not None:
-        parts.append(f"cut at {said.cut_at} (--max-new-tokens)")
+    if said.cut:
+        parts.append(f"cut: {said.cut}")
     if said.interrupted:
         parts.append("stopped")
     return ", ".join(parts)
@@ -149,7 +149,7 @@ def _answer_all(dialogues: Sequence["Dialogue"], lines: "Lines", *, as_json: boo
                 raise DataError(f"{where}: {error}") from None
             if said.interrupted:
                 raise KeyboardInterrupt
-            notes = [*said.notes, *([f"{dialogue.name}: {_about(said)}"] if said.cut_at is not None else [])]
+            notes = [*said.notes, *([f"{dialogue.name}: {_about(said)}"] if said.cut else [])]
             for note in notes:
                 _say(f"{where}: {note}")
             answers[dialogue.name] = said.text
