@@ -1,12 +1,12 @@
 """found_in(): which models a run, or a folder on a device, has to talk to, and which of them one should take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distill.checkpoint import local_folder
 from distill.errors import RecipeError
 from distill.run_folder import RunFolder
 from distill.workspace import store_folder
@@ -14,6 +14,7 @@ from distill.workspace import store_folder
 if TYPE_CHECKING:
     from distill.recipe import Recipe
     from distill.runtime.speaking import Speaker
+    from distill.teacher.hf import Hf
 
 CONTEXT = 4096
 """Tokens for which a llama.cpp package gets memory, or what a row of the recipe needs where that is more."""
@@ -21,11 +22,11 @@ CONTEXT = 4096
 
 @dataclass(frozen=True)
 class Model:
-    """A model that can be opened. `how` is how transformers loads it where not as stored, `warning` what to know."""
+    """A model that can be opened. `teacher` says how a teacher is loaded, `warning` what to know of a package."""
 
     name: str
     path: Path
-    how: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    teacher: "Hf | None" = None
     warning: str = ""
 
     @property
@@ -54,7 +55,12 @@ class Model:
         from distill.runtime.hf import Transformers
 
         try:
-            return TransformersSpeaker(Transformers(self.path, **self.how))
+            if self.teacher is None:
+                return TransformersSpeaker(Transformers(self.path))
+            from distill.stages._local_teacher import how_to_load
+
+            path = local_folder(self.teacher.model, self.teacher.revision)
+            return TransformersSpeaker(Transformers(path, **how_to_load(self.teacher, path)))
         except (OSError, ValueError, ImportError) as error:  # what transformers says of files that are missing or odd
             if isinstance(error, RecipeError):
                 raise
@@ -178,26 +184,17 @@ def _trained(name: str, read: RunFolder) -> Path | None:
 
 
 def _add_teacher(read: RunFolder, recipe: "Recipe", models: dict[str, Model], missing: dict[str, str]) -> None:
-    """The teacher as the run loads it, where it is a checkpoint on this disk."""
     teacher, scored = recipe.teacher, read.model("teacher")
     if teacher.kind != "hf":
         missing["teacher"] = f"the teacher of this run (teacher={teacher.kind}) is no checkpoint that could be loaded"
         return
-    path = Path(scored["path"] if scored else teacher.model)
-    if not path.is_dir() and teacher.model.count("/") == 1:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        try:
-            path = Path(snapshot_download(teacher.model, revision=teacher.revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-    if not (path / "config.json").is_file():
-        missing["teacher"] = f"its checkpoint is not on this disk ({teacher.model})"
+    # a rehearsal's stand-in is named there alone
+    if scored and Path(scored["path"]).is_dir():
+        teacher = replace(teacher, model=scored["path"])
+    if Path(teacher.model).is_absolute() and not Path(teacher.model).is_dir():
+        missing["teacher"] = f"its checkpoint is no longer in {teacher.model}"
         return
-    from distill.stages._local_teacher import how_to_load
-
-    models["teacher"] = Model("teacher", path, how_to_load(teacher, path))
+    models["teacher"] = Model("teacher", Path(teacher.model), teacher)
 
 
 def _is_model(path: Path) -> bool:

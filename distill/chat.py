@@ -44,6 +44,7 @@ def _run(args: argparse.Namespace) -> int:
             with console().status(f"loads {model.name}"):
                 dialogues.append(_dialogue(model, args, found, lines, interactive=interactive))
             opened.callback(dialogues[-1].speaker.close)
+            _warn(dialogues[-1])
         _introduce(found, dialogues, typed=args.folder, interactive=interactive)
         return _talk(dialogues, lines) if interactive else _answer_all(dialogues, lines, as_json=args.json)
 
@@ -58,6 +59,15 @@ def _dialogue(model: "Model", args: argparse.Namespace, found: "Found", lines: "
     # lines of a file have nothing to do with each other, unless somebody says so
     keeps = interactive and keeps_dialogue(recipe, lines, speaker) if args.dialogue is None else args.dialogue
     return Dialogue(model.name, speaker, Sampling(length, args.temperature, args.seed), lines, args.system, keeps)
+
+
+def _warn(dialogue: "Dialogue") -> None:
+    theirs = None if dialogue.lines.is_text else dialogue.speaker.written_otherwise()
+    if theirs is not None:
+        _say(
+            f"{dialogue.name} is asked as it was evaluated; llama.cpp's own chat endpoint would write {theirs!r}.",
+            style="yellow",
+        )
 
 
 def _introduce(found: "Found", dialogues: Sequence["Dialogue"], *, typed: Path | None, interactive: bool) -> None:

@@ -73,11 +73,11 @@ class Local:
             raise ValueError("turns=all is for dialogues: name the field with their turns as messages_field")
 
     @property
-    def prompt_fields(self) -> tuple[str, ...]:
-        """Names of the fields of a row that its prompt, or its plain text, is made of."""
+    def prompt_fields(self) -> list[str]:
+        """Names of the fields of a row that its prompt, or its plain text, is made of; at least one."""
         if self.prompt_template is not None:
-            return fields_of(self.prompt_template)
-        return (self.text_field or self.messages_field or self.prompt_field,)
+            return list(fields_of(self.prompt_template))
+        return [self.text_field or self.messages_field or self.prompt_field]
 
     def load(self) -> Examples:
         """Reads, shuffles, holds out, slices.

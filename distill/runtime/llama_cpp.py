@@ -78,7 +78,6 @@ class LlamaCpp:
         self.vocab_size: int = meta["n_vocab"]
         self.max_positions: int = meta["n_ctx"]
         self.is_sentencepiece: bool = meta["vocab_type"] == 1
-        self.has_template: bool = _names(self.file, "tokenizer.chat_template")
         self._plain_token = self.tokenize(["a"])[0][-1]
 
     def __enter__(self) -> "LlamaCpp":
@@ -104,22 +103,23 @@ class LlamaCpp:
         ]
 
     def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The dialogue as the GGUF's own chat template writes it, up to where the answer begins.
+        """The dialogue as llama.cpp's own chat endpoint writes it, up to where the answer begins.
 
-        Without the beginning-of-sequence token that `tokenize(add_special=True)` adds. Only with `has_template`:
-        llama.cpp would take a template of its own.
-
-        Raises:
-            StageFailed: the template refuses the dialogue; with llama.cpp's words.
+        Without the beginning-of-sequence token that `tokenize(add_special=True)` adds. Where the GGUF has no chat
+        template, llama.cpp takes one of its own.
         """
         return self._ask("POST", "/apply-template", {"messages": [dict(message) for message in messages]})["prompt"]
 
-    def start_token(self) -> int:
-        """The token that stands before a text without a prompt: beginning of sequence, else its end."""
+    def template(self) -> tuple[str | None, dict[str, str]]:
+        """(the GGUF's chat template or None, the special tokens that it may name: `bos_token`, `eos_token`)."""
         props = self._ask("GET", "/props")
-        # where there is none, llama.cpp names some other token
-        name = "bos_token" if _names(self.file, "tokenizer.ggml.bos_token_id") else "eos_token"
-        return self.tokenize([props[name]])[0][0]
+        # where there is none, llama.cpp names some other template, or some other token
+        has_template = _names(self.file, "tokenizer.chat_template")
+        roles = ("bos", "eos")
+        special = {
+            f"{r}_token": props[f"{r}_token"] for r in roles if _names(self.file, f"tokenizer.ggml.{r}_token_id")
+        }
+        return props["chat_template"] if has_template else None, special
 
     def generate(
         self,

@@ -5,7 +5,7 @@ Prompts are the token ids with which a run is evaluated (`distill.encoding`), gr
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from distill.encoding import decode_response, encode_prompt, without_template
 from distill.errors import RecipeError, StageFailed
@@ -33,8 +33,15 @@ class Sampling:
 class Speaker(Protocol):
     """What a chat needs of a model."""
 
-    max_positions: int | None
-    has_template: bool
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens of prompt and answer together; None where nothing limits them."""
+        ...
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it chats: its tokenizer has a chat template."""
+        ...
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer begins. Raises RecipeError where the chat template refuses the messages."""
@@ -42,6 +49,10 @@ class Speaker(Protocol):
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text that is to be gone on with, as a model of `data.text_field` has learnt it."""
+        ...
+
+    def written_otherwise(self) -> str | None:
+        """A prompt as the runtime's own chat endpoint writes it, where that differs from ours; else None."""
         ...
 
     def answer(self, prompt: Sequence[int], sampling: Sampling, seen: Seen) -> bool:
@@ -75,6 +86,10 @@ class TransformersSpeaker:
         tokenizer = self.model.tokenizer
         return [*encode_prompt(tokenizer, ""), *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
+    def written_otherwise(self) -> str | None:
+        """None: transformers writes the template out, and nobody else."""
+        return None
+
     def answer(self, prompt: Sequence[int], sampling: Sampling, seen: Seen) -> bool:
         """See `Speaker`."""
         import torch
@@ -100,27 +115,45 @@ class TransformersSpeaker:
 
 
 class LlamaCppSpeaker:
-    """A `Speaker` on `distill.runtime.llama_cpp`, with the template and the tokenizer of the GGUF itself."""
+    """A `Speaker` on `distill.runtime.llama_cpp`, with the template and the tokenizer of the GGUF itself.
+
+    The template is written out as transformers does, with which the run was evaluated. llama.cpp may set variables of
+    its own: it switches the thinking of Qwen3's off. `written_otherwise` says so.
+    """
 
     def __init__(self, model: "LlamaCpp"):
         self.model = model
         self.max_positions = model.max_positions
-        self.has_template = model.has_template
+        self.template, self.special = model.template()
+        self.has_template = self.template is not None
 
     def encode(self, prompt: Prompt) -> list[int]:
         """See `Speaker`."""
-        if not self.has_template:
+        if self.template is None:
             return self.model.tokenize([without_template(prompt)], add_special=True)[0]
-        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         try:
-            text = self.model.apply_template(messages)
-        except StageFailed as error:
+            render = cast(Any, render_jinja_template)  # returns a pair, and says str
+            (text,), _ = render([messages], chat_template=self.template, add_generation_prompt=True, **self.special)
+        except TemplateError as error:
             raise _refused(str(error)) from None
-        return self.model.tokenize([text], add_special=True)[0]
+        return self.model.tokenize([text])[0]
 
     def encode_text(self, text: str) -> list[int]:
         """See `Speaker`."""
-        return [self.model.start_token(), *self.model.tokenize([text])[0]]
+        start = self.special.get("bos_token", self.special.get("eos_token", ""))
+        return [*self.model.tokenize([start])[0], *self.model.tokenize([text])[0]]
+
+    def written_otherwise(self) -> str | None:
+        """A dialogue as llama.cpp's own chat endpoint writes it, where that is not how we do; else None."""
+        if self.template is None:
+            return None
+        theirs = self.model.apply_template([{"role": "user", "content": "…"}])
+        same = self.model.tokenize([theirs], add_special=True)[0] == self.encode("…")
+        return None if same else theirs
 
     def answer(self, prompt: Sequence[int], sampling: Sampling, seen: Seen) -> bool:
         """See `Speaker`."""
