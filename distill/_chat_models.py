@@ -72,7 +72,6 @@ class Model:
 class Found:
     """The models of a run or of a folder. `recipe` is what the run was made from, None for a folder alone."""
 
-    title: str
     folder: Path
     recipe: "Recipe | None"
     models: Mapping[str, Model]
@@ -105,11 +104,13 @@ def found_in(folder: Path | None) -> Found:
         raise RecipeError(f"{folder}: no such folder. Needed: a run's folder, or a package.{_newest_hint()}")
     folder = folder or Path("outputs")
     if _is_model(folder):
+        if len(files := _gguf_files(folder)) > 1:
+            raise RecipeError(f"{folder} holds {len(files)} .gguf files; name one of them.")
         run = folder.resolve().parent.parent
         if folder.resolve().parent == run / "packages" and (run / "recipe.yaml").is_file():
             return _found_in_run(run, default=folder.resolve().name)
         name = folder.resolve().name
-        return Found(name, folder, None, {name: Model(name, folder)}, {}, name)
+        return Found(folder, None, {name: Model(name, folder)}, {}, name)
     run = folder if (folder / "recipe.yaml").is_file() else _newest(folder)
     if run is None and folder == Path("outputs"):
         raise RecipeError("No finished run below outputs/. Make one: python -m distill; or name a run's folder.")
@@ -145,7 +146,7 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
         command = read.start.get("command", f"python -m distill recipe={run / 'recipe.yaml'}")
         raise RecipeError(f"{run} has made nothing to talk to yet. The same command goes on: {command}")
     default = default or _recommended(read, models)
-    return Found(f"{recipe.name} {run.resolve().name}", run, recipe, models, missing, default)
+    return Found(run, recipe, models, missing, default)
 
 
 def _recommended(read: RunFolder, models: Mapping[str, Model]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from distill._command import Parser, run_and_exit
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, DistillError, RecipeError
 from distill.progress import console
 
 if TYPE_CHECKING:
@@ -28,6 +28,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from distill.runtime.speaking import printable
+
+    try:
+        return _chat(args)
+    except DistillError as error:
+        # a recipe, a template or a file's name may hold what steers a terminal
+        raise type(error)(printable(str(error))) from None
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from rich.markup import escape
+
     from distill._chat_dialogue import Lines
     from distill._chat_models import found_in
 
@@ -41,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         for model in models:
             if model.warning:
                 _say(model.warning, style="red")
-            with console().status(f"loads {model.name}"):
+            with console().status(escape(f"loads {model.name}")):
                 dialogues.append(_dialogue(model, args, found, lines, interactive=interactive))
             opened.callback(dialogues[-1].speaker.close)
             _warn(dialogues[-1])

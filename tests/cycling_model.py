@@ -8,10 +8,11 @@ POSITIONS = 65536
 END = "<|end|>"
 
 
-def make_cycling_model(folder: Path) -> Path:
-    """A Llama checkpoint that continues a byte of TEXT with the byte after it; each token is a byte, none an answer's end.
+def make_cycling_model(folder: Path, num_layers: int = 1) -> Path:
+    """A Llama checkpoint that continues a byte of TEXT with the byte after it; tokens are bytes, and no answer ends.
 
-    Its layer adds nothing: a byte's embedding is the axis on which the next byte's row of the head lies.
+    Its layers add nothing: a byte's embedding is the axis on which the next byte's row of the head lies. Each takes
+    time, though: a model of 8 says a few hundred tokens a second.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -28,8 +29,8 @@ def make_cycling_model(folder: Path) -> Path:
     config = LlamaConfig(
         vocab_size=len(fast),
         hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
+        intermediate_size=64 if num_layers == 1 else 4096,
+        num_hidden_layers=num_layers,
         num_attention_heads=1,
         num_key_value_heads=1,
         max_position_embeddings=POSITIONS,
@@ -40,10 +41,11 @@ def make_cycling_model(folder: Path) -> Path:
     )
     model = LlamaForCausalLM(config)
     said = [fast(TEXT, add_special_tokens=False)["input_ids"][n] for n in range(len(TEXT.encode()))]
-    layer = model.model.layers[0]
     with torch.no_grad():
-        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight, model.lm_head.weight):
-            weight.zero_()
+        model.lm_head.weight.zero_()
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
         embedding = model.model.embed_tokens.weight.zero_()
         embedding[:, len(said) - 1] = 1  # whatever else comes is followed by the first byte
         for number, token in enumerate(said):

@@ -1,4 +1,4 @@
-"""Speakers: the prompt of the evaluation, the answer of `generate`, whole characters, nothing that steers a terminal."""
+"""Speakers: the evaluation's prompt, the answer of `generate`, whole characters, nothing that steers a terminal."""
 
 import shutil
 from pathlib import Path
