@@ -46,9 +46,9 @@ class Model:
             from distill.runtime.llama_cpp import LlamaCpp
 
             if find_spec("xllamacpp") is None:
+                other = "\nOr talk to another model of this run, such as --package student" if recipe else ""
                 raise RecipeError(
-                    f"{self.name} needs llama.cpp, which is not installed: pip install 'distill[gguf]'\n"
-                    "Or talk to another one: --package bf16, --package student"
+                    f"{self.name} needs llama.cpp, which is not installed: pip install 'distill[gguf]'{other}"
                 )
             row = recipe.training.max_length + recipe.evaluation.max_new_tokens if recipe else 0
             return LlamaCppSpeaker(LlamaCpp(self.path, context=max(CONTEXT, row), num_slots=1))

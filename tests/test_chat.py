@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from distill import chat
+from distill._chat_models import found_in
 from distill._hydra import compose
 from distill._own_recipe import write_recipe
 from distill.compression.gguf_q8_0 import GgufQ8_0
@@ -56,7 +57,7 @@ def finished(tmp_path_factory):
         "evaluation.speed=false",
         "evaluation.positions=50",
         "baselines=[]",
-        "compression=[bf16,gguf_q8_0]",
+        "compression=[gguf_q8_0]",
     ]
     ran = subprocess.run(
         [sys.executable, "-m", "distill", *typed],
@@ -78,8 +79,8 @@ def samples_of(run: Path) -> list[dict]:
 def test_every_model_answers_as_it_was_evaluated(finished):
     (run,) = finished[0].glob("outputs/quickstart/*")
     samples = samples_of(run)
-    assert len(samples) == 8 and len({sample["answers"]["bf16"] for sample in samples}) > 4
-    names = ["bf16", "gguf_q8_0", "student", "teacher"]
+    assert len(samples) == 8 and len({sample["answers"]["student"] for sample in samples}) > 4
+    names = ["gguf_q8_0", "student", "teacher"]
     assert set(samples[0]["answers"]) == set(names)
     typed = [part for name in names for part in ("--package", name)]
     questions = "".join(json.dumps({"prompt": sample["prompt"]}) + "\n" for sample in samples)
@@ -100,13 +101,9 @@ def test_the_line_that_ends_a_run_talks_to_what_the_report_recommends(finished):
     first, second = samples_of(run)[:2]
     # none typed: the newest run, which is then named
     done = ask(work, questions=f"{first['prompt']}\n\n  {second['prompt']}  \n")
-    smallest = min(
-        ("bf16", "gguf_q8_0"),
-        key=lambda name: sum(f.stat().st_size for f in (run / "packages" / name).glob("*.[sg]*f*")),
-    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{first['answers'][smallest]}\n\n{second['answers'][smallest]}\n"
-    assert done.stderr == f"{smallest} of outputs/quickstart/{run.name}\n"
+    assert done.stdout == f"{first['answers']['gguf_q8_0']}\n\n{second['answers']['gguf_q8_0']}\n"
+    assert done.stderr == f"gguf_q8_0 of outputs/quickstart/{run.name}\n"
 
 
 @pytest.mark.slow
@@ -124,27 +121,19 @@ def test_a_copy_of_a_package_needs_nothing_around_it(finished, tmp_path):
 def test_a_package_that_failed_is_never_the_default_and_named_with_a_warning(finished, tmp_path, monkeypatch):
     (run,) = finished[0].glob("outputs/quickstart/*")
     copied = shutil.copytree(run, tmp_path / "run")
-    proofs = json.loads((copied / "verification.json").read_text())
-    for proof in proofs:
-        proof |= {"verified": proof["package"] == "bf16", "detail": "it says \x1b[31msomething else"}
-    (copied / "verification.json").write_text(json.dumps(proofs))
-    scores = json.loads((copied / "scores.json").read_text())
-    for model in scores["models"]:
-        model["verified"] = model["name"] == "bf16"
-    (copied / "scores.json").write_text(json.dumps(scores))
-    from distill._chat_models import found_in
-
+    monkeypatch.setenv("DISTILL_STORE", str(finished[0] / "outputs" / "store"))
     found = found_in(copied)
-    assert found.default == "bf16" and list(found.models) == ["bf16", "gguf_q8_0", "student", "teacher"]
+    assert found.default == "gguf_q8_0" and list(found.models) == ["gguf_q8_0", "student", "teacher"]
+    (copied / "scores.json").unlink()  # a run that stopped before: what is verified counts
+    assert found_in(copied).default == "gguf_q8_0"
+    (proof,) = json.loads((copied / "verification.json").read_text())
+    proof |= {"verified": False, "detail": "it says \x1b[31msomething else"}
+    (copied / "verification.json").write_text(json.dumps([proof]))
+    assert found_in(copied).default == "student"
     done = ask(tmp_path, copied, "--package", "gguf_q8_0", "--max-new-tokens", "3", questions="How many?")
     assert done.returncode == 0 and done.stdout
     assert done.stderr.startswith("gguf_q8_0 did not pass verification: it says ␛[31msomething else\n")
     assert "gguf_q8_0: 3 tokens" in done.stderr and "cut: --max-new-tokens" in done.stderr
-    # nothing verified, nothing scored: the student
-    (copied / "verification.json").unlink()
-    (copied / "scores.json").unlink()
-    monkeypatch.setenv("DISTILL_STORE", str(finished[0] / "outputs" / "store"))
-    assert found_in(copied).default == "student"
 
 
 # a terminal
