@@ -85,8 +85,12 @@ def speaker(request, cycling):
 
 
 def said_by(speaker, num_tokens: int, **how) -> tuple[list[str], bool]:
+    return said_after(speaker, speaker.encode("hello"), num_tokens, **how)
+
+
+def said_after(speaker, ids: list[int], num_tokens: int, **how) -> tuple[list[str], bool]:
     pieces: list[str] = []
-    cut = speaker.answer(speaker.encode("hello"), Sampling(num_tokens, **how), lambda text, _: pieces.append(text))
+    cut = speaker.answer(ids, Sampling(num_tokens, **how), lambda text, _: pieces.append(text))
     return pieces, cut
 
 
@@ -162,3 +166,38 @@ def test_nothing_that_steers_a_terminal_is_left():
 
     left = printable("".join(map(chr, range(0x110000))))
     assert {letter for letter in left if unicodedata.category(letter) in ("Cc", "Cs")} == {"\n", "\t"}
+
+
+def test_the_blank_before_the_first_word_of_sentencepiece_is_not_shown(tmp_path):
+    """llama.cpp writes ▁word as " word" everywhere, transformers as "word" where a text begins."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from distill.encoding import decode_response
+    from distill.family.llama2 import FAMILY
+    from distill.family.tiny_tokenizer import train_like
+    from distill.runtime.llama_cpp import LlamaCpp
+
+    tokenizer = train_like(FAMILY, [f"{QUESTION} the cat sat on a mat and the dog ran off"] * 3, 384)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.2, **sizes)
+    model = LlamaForCausalLM(config)
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    with torch.no_grad():  # it says beginnings of words and nothing else
+        model.lm_head.weight[[not token.startswith("\N{LOWER ONE EIGHTH BLOCK}") for token in tokens]] = 0
+    model.save_pretrained(tmp_path)
+    GgufQ8_0(kind="gguf_q8_0").make(tmp_path, tmp_path / "gguf")
+    begun = 0
+    with LlamaCpp(tmp_path / "gguf", num_threads=1, num_slots=1) as model:
+        speaker = LlamaCppSpeaker(model)
+        for number in range(60):
+            ids = speaker.encode(f"cat {number}")
+            assert ids == encode_prompt(tokenizer, f"cat {number}")
+            (answer,) = model.generate([ids], 2)
+            pieces = tokenizer.convert_ids_to_tokens(answer)
+            if not any(piece.startswith("<0x") for piece in pieces):  # broken characters are shown in two ways
+                begun += pieces[0].startswith("\N{LOWER ONE EIGHTH BLOCK}")
+                assert "".join(said_after(speaker, ids, 2)[0]) == decode_response(tokenizer, answer)
+    assert begun
