@@ -283,6 +283,8 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
         return _unforeseen(error, run_folder, typed)
     report = run_folder / "report.html"
     _say(f"Report: {_shown(report)}" if report.is_file() else f"Run folder: {_shown(run_folder)}")
+    if report.is_file() and not recipe.rehearse:
+        _say(f"Talk to it: python -m distill.chat {shlex.quote(_shown(run_folder))}")
     return None
 
 

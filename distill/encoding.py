@@ -77,9 +77,14 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[Mapp
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
+    return tokenizer(without_template(prompt))["input_ids"]
+
+
+def without_template(prompt: str | tuple[Mapping[str, str], ...]) -> str:
+    """The text of a prompt where there is no chat template; the response begins on a new line."""
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt) + "\nassistant:"
-    return tokenizer(prompt + "\n")["input_ids"]
+    return prompt + "\n"
 
 
 def encode_response(tokenizer: "PreTrainedTokenizerBase", response: str) -> list[int]:

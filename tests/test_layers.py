@@ -68,6 +68,9 @@ LAYERS = [
         "plan",
         "comparing",
         "compare",
+        "_chat_models",
+        "_chat_dialogue",
+        "chat",
         "megatron",
     ],
 ]

@@ -72,6 +72,13 @@ class Local:
         if self.turns == "all" and in_place != "messages_field":
             raise ValueError("turns=all is for dialogues: name the field with their turns as messages_field")
 
+    @property
+    def prompt_fields(self) -> list[str]:
+        """Names of the fields of a row that its prompt, or its plain text, is made of; at least one."""
+        if self.prompt_template is not None:
+            return list(fields_of(self.prompt_template))
+        return [self.text_field or self.messages_field or self.prompt_field]
+
     def load(self) -> Examples:
         """Reads, shuffles, holds out, slices.
 
@@ -112,10 +119,11 @@ class Local:
         rows = []
         for where, row in read_rows(path, split, subset, asked_by=asked_by):
             teacher = _text(row, field, where) if field else None
-            rows.append([replace(example, teacher=teacher) for example in self._examples(row, where)])
+            rows.append([replace(example, teacher=teacher) for example in self.examples_of(row, where)])
         return rows
 
-    def _examples(self, row: dict[str, Any], where: str) -> list[Example]:
+    def examples_of(self, row: dict[str, Any], where: str) -> list[Example]:
+        """One row of the source as its examples: one, or a dialogue's turns. `where` names it in a DataError."""
         if self.text_field:
             return [Example(prompt="", response=_text(row, self.text_field, where))]
         if self.messages_field:

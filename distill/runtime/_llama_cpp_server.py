@@ -5,11 +5,14 @@ Run by path with one JSON argument; imports nothing of distill. Prints one line,
 
 import json
 import os
+import signal
 import sys
 from typing import Any, cast
 
 
 def main() -> None:
+    # Ctrl-C reaches every process of a terminal, and our parent may want to stop one answer only.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     options = json.loads(sys.argv[1])
     # What llama.cpp prints belongs to the log (standard error), and only our line to whoever started us.
     answer = os.fdopen(os.dup(1), "w")

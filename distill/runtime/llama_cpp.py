@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -34,6 +34,9 @@ BYTES_PER_THREAD = 32 * 2**20
 
 # llama.cpp reports -3.4e38 where a probability underflows float32; this is the log of the smallest number above zero.
 SMALLEST_LOGPROB = -103.28
+
+METADATA_BYTES = 64 * 2**20
+"""Of a GGUF in which its keys are looked for; 256,000 tokens with their merges take a third of it."""
 
 _TIME_AND_LEVEL = re.compile(r"^[\d.]+ E \S*\s*")
 
@@ -75,6 +78,7 @@ class LlamaCpp:
         meta = self._ask("GET", "/v1/models")["data"][0]["meta"]
         self.vocab_size: int = meta["n_vocab"]
         self.max_positions: int = meta["n_ctx"]
+        self.is_sentencepiece: bool = meta["vocab_type"] == 1
         self._plain_token = self.tokenize(["a"])[0][-1]
 
     def __enter__(self) -> "LlamaCpp":
@@ -87,12 +91,36 @@ class LlamaCpp:
         """Ends the server; the object cannot be used afterwards."""
         self._stop()
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as llama.cpp splits it: special tokens recognised, none added."""
+    def tokenize(self, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
+        """Token ids of each text as llama.cpp splits it: special tokens recognised.
+
+        None are added, but with `add_special` what the GGUF says, which is what llama.cpp does to a whole prompt.
+        """
         return [
-            self._ask("POST", "/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+            self._ask("POST", "/tokenize", {"content": text, "add_special": add_special, "parse_special": True})[
+                "tokens"
+            ]
             for text in texts
         ]
+
+    def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The dialogue as llama.cpp's own chat endpoint writes it, up to where the answer begins.
+
+        Without the beginning-of-sequence token that `tokenize(add_special=True)` adds. Where the GGUF has no chat
+        template, llama.cpp takes one of its own.
+        """
+        return self._ask("POST", "/apply-template", {"messages": [dict(message) for message in messages]})["prompt"]
+
+    def template(self) -> tuple[str | None, dict[str, str]]:
+        """(the GGUF's chat template or None, the special tokens that it may name: `bos_token`, `eos_token`)."""
+        props = self._ask("GET", "/props")
+        # where there is none, llama.cpp names some other template, or some other token
+        has_template = _names(self.file, "tokenizer.chat_template")
+        roles = ("bos", "eos")
+        special = {
+            f"{r}_token": props[f"{r}_token"] for r in roles if _names(self.file, f"tokenizer.ggml.{r}_token_id")
+        }
+        return props["chat_template"] if has_template else None, special
 
     def generate(
         self,
@@ -126,6 +154,34 @@ class LlamaCpp:
                 if progress is not None:
                     progress(1)
         return answers
+
+    def stream(
+        self, prompt: Sequence[int], max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """llama.cpp's own events of one answer, greedy at temperature 0: as `generate` gives it, token by token.
+
+        Each has `content`, whole characters only, and `tokens_predicted`, how many tokens there are so far; the last
+        has `stop` and `stop_type`, "eos" or "limit". Whoever stops listening stops the answer.
+
+        Raises:
+            DataError: as `generate`.
+        """
+        self._check(0, prompt, len(prompt) + max_new_tokens)
+        body = self._request(prompt, max_new_tokens, stream=True, cache_prompt=False, temperature=temperature)
+        # a connection of its own: what is left unread of an answer must not meet the next request
+        connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        try:
+            connection.request("POST", "/completion", json.dumps(body | {"seed": seed}))
+            response = connection.getresponse()
+            if response.status != 200:
+                self._refused("/completion", response.read())
+            for line in response:
+                if line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+        except (http.client.HTTPException, OSError) as problem:
+            raise StageFailed(f"llama.cpp stopped while running {self.file}: {_tail(self._log)}") from problem
+        finally:
+            connection.close()
 
     def logprobs(self, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> np.ndarray:
         """log q(next token | row[: p + 1]) for every position p of every row, in nats.
@@ -199,10 +255,12 @@ class LlamaCpp:
             )
 
     def _complete(self, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> dict[str, Any]:
+        return self._ask("POST", "/completion", self._request(prompt, max_new_tokens, **options))
+
+    def _request(self, prompt: Sequence[int], max_new_tokens: int, **options: Any) -> dict[str, Any]:
         # Temperature 0 is the argmax; naming it as the only sampler keeps penalties and cut-offs out of the way.
         greedy = {"temperature": 0.0, "samplers": ["temperature"]}
-        body = {"prompt": [int(token) for token in prompt], "n_predict": max_new_tokens, **greedy, **options}
-        return self._ask("POST", "/completion", body)
+        return {"prompt": [int(token) for token in prompt], "n_predict": max_new_tokens, **greedy, **options}
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -230,8 +288,11 @@ class LlamaCpp:
                 if attempt or self._process.poll() is not None:
                     raise StageFailed(f"llama.cpp stopped while running {self.file}: {_tail(self._log)}") from problem
         if response.status != 200:
-            raise StageFailed(f"llama.cpp refused {path} for {self.file}: {content.decode(errors='replace')[:500]}")
+            self._refused(path, content)
         return json.loads(content)
+
+    def _refused(self, path: str, content: bytes) -> NoReturn:
+        raise StageFailed(f"llama.cpp refused {path} for {self.file}: {content.decode(errors='replace')[:500]}")
 
 
 def _gguf_file(package: Path) -> Path:
@@ -239,6 +300,15 @@ def _gguf_file(package: Path) -> Path:
     if len(files) != 1:
         raise StageFailed(f"{package} holds {len(files)} .gguf files; needed: one.")
     return files[0].resolve()
+
+
+def _names(file: Path, key: str) -> bool:
+    """Whether the GGUF's metadata has `key`. Its length stands before it, so nothing that merely contains it counts.
+
+    gguf's own reader takes 10 s for the metadata of 150,000 tokens, and llama.cpp's server tells only of some.
+    """
+    with file.open("rb") as content:
+        return len(key).to_bytes(8, "little") + key.encode() in content.read(METADATA_BYTES)
 
 
 def _start(options: Mapping[str, Any], file: Path) -> tuple[subprocess.Popen[str], IO[str], int]:
