@@ -91,12 +91,7 @@ def typed(asked: str) -> str:
 
 def this_machine() -> Hardware:
     """Its GPUs, where its driver names any, else its cores and memory."""
-    ask = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return Hardware(this_cpu(), 1)
-    gpus = [line.rsplit(",", 1) for line in lines if "," in line]
+    gpus = [line.rsplit(",", 1) for line in told_by_driver("name,memory.total") if "," in line]
     if not gpus:
         return Hardware(this_cpu(), 1)
     name, memory_bytes = gpus[0][0], float(gpus[0][1]) * 2**20
@@ -109,6 +104,17 @@ def this_machine() -> Hardware:
         )
     device = min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes))
     return Hardware(replace(device, host_bytes=this_cpu().memory_bytes / len(gpus)), len(gpus))
+
+
+def told_by_driver(query: str) -> list[str]:
+    """A line of what nvidia-smi says for each GPU; none without it, or where CUDA_VISIBLE_DEVICES hides all of them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return []
+    ask = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
 
 
 def this_cpu() -> Device:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from distill.hardware import told_by_driver
 from distill.run_folder import hide_secrets_in_command
 
 PACKAGES = (
@@ -50,7 +51,10 @@ class RunRecord:
         self.log(f"started `{recipe}` in {run.name}")
 
     def stage(self, name: str, *, fingerprint: str, reused: bool, why: str, made: Path, **measured: Any) -> None:
-        """One finished stage: seconds, peak_bytes, resumed_from_step and world_size come in `measured`."""
+        """One finished stage: seconds, peak_bytes, resumed_from_step and world_size come in `measured`.
+
+        Where the stage used a GPU, its own `gpu_peak_bytes` too; `peak_bytes` is the process's resident memory so far.
+        """
         event = {"event": "stage", "name": name, "fingerprint": fingerprint, "reused": reused, "why": why}
         defaults = {"resumed_from_step": None, "seconds": 0.0, "peak_bytes": peak_bytes(), "world_size": 1}
         self._append({**event, **defaults, **measured, "made": os.path.relpath(made)})
@@ -80,12 +84,8 @@ def hardware() -> dict[str, Any]:
 
 @functools.cache
 def gpu_name() -> str | None:
-    """Name of the first NVIDIA GPU, asked of its driver, or None."""
-    ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return None
+    """Name of the first NVIDIA GPU, asked of its driver; None where there is none, or none may be used."""
+    names = told_by_driver("name")
     return names[0].strip() if names else None
 
 

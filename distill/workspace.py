@@ -156,8 +156,10 @@ class Workspace:
         return measured
 
     def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+        _measure_gpu_anew()
         try:
-            return make(scratch)
+            measured = make(scratch)
+            return {**(measured or {}), **_gpu_peak()}
         except OSError as error:
             raise StageFailed(
                 f"{name}: {error.strerror or error} ({error.filename or scratch}). "
@@ -200,12 +202,28 @@ class Workspace:
 
 def _free_models() -> None:
     """Frees a stage's models: the next stage, its process or another one needs the memory."""
-    torch = sys.modules.get("torch")
-    if torch is None:
+    if "torch" not in sys.modules:
         return
     gc.collect()  # a sharded model and its optimizer refer to each other
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    if cuda := _used_cuda():
+        cuda.empty_cache()
+
+
+def _measure_gpu_anew() -> None:
+    if cuda := _used_cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def _gpu_peak() -> dict[str, int]:
+    """`gpu_peak_bytes`: the most that tensors of this process took of its GPU at once; empty without one."""
+    cuda = _used_cuda()
+    return {"gpu_peak_bytes": cuda.max_memory_allocated()} if cuda else {}
+
+
+def _used_cuda() -> Any:
+    """torch.cuda where this process has used it; nothing here is to load torch, or to take memory of a GPU."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 class Following(Workspace):

@@ -218,3 +218,14 @@ def test_the_definition_agrees_with_the_oracle(modules, monkeypatch, name):
     assert loss == pytest.approx(expected.sum().item(), rel=1e-9)
     for key, right in zip(exact, torch.autograd.grad(expected.sum(), list(exact.values())), strict=True):
         torch.testing.assert_close(gradients[key].double(), right, rtol=1e-7, atol=1e-9)
+
+
+def test_it_knows_every_test_that_needs_a_gpu(modules):
+    """A test marked gpu outside the two folders would be collected, and run, by nobody."""
+    import gpu_check
+
+    marked = {
+        file for file in (ROOT / "tests").rglob("*.py") if "mark.gpu" in file.read_text() and file != Path(__file__)
+    }
+    folders = (ROOT / gpu_check.KERNEL_TESTS, ROOT / gpu_check.PIPELINE_TESTS)
+    assert len(marked) >= 3 and all(file.parent in folders for file in marked)

@@ -9,6 +9,7 @@ from distill.devices import DEVICES
 from distill.errors import RecipeError
 from distill.hardware import EXAMPLE, hardware_of, typed
 from distill.recipe import parse
+from distill.record import gpu_name
 
 
 def test_a_number_and_a_device_of_the_table():
@@ -32,6 +33,23 @@ def test_a_cpu_has_the_memory_that_its_name_says_or_this_machines():
     here = hardware_of("cpu").device
     assert here.memory_bytes == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert hardware_of("cpu").is_cpu and not hardware_of("8xh100-80gb").is_cpu
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, 2), ("0", 2), ("", 0), ("-1", 0)])
+def test_gpus_that_no_process_may_use_are_not_there(visible, gpus, tmp_path, monkeypatch):
+    """Scores computed on the CPU of such a machine must not be reused as its GPU's, nor a plan made for it."""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(
+        "#!/bin/sh\ncase $1 in *memory*) end=', 143771';; esac\nfor n in 1 2; do echo NVIDIA H200$end; done\n"
+    )
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_name.__wrapped__() == ("NVIDIA H200" if gpus else None)
+    here = hardware_of(None)
+    assert here.is_cpu if not gpus else (here.count, here.device.name) == (2, "h200-141gb")
 
 
 def test_any_other_device_is_described_in_place():

@@ -7,6 +7,7 @@ by batch: a crash repeats nothing that was written or scored.
 Source: generalised knowledge distillation, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1; the rounds are ours.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from distill._store_writer import StoreWriter
 from distill.encoding import template_hash, tokenizer_hash
 from distill.progress import bar
 from distill.responses import SUMMARY, Header, TeacherResponses
+from distill.runtime._placement import default_device
 from distill.stages._batches import BatchPlan
 from distill.stages._local_teacher import among, answered_row, likeliest, num_ids, sampler
 from distill.stages._rows import TokenRow
@@ -103,6 +105,7 @@ def _write(
     if not (missing := writer.num_missing()):
         return _finished(writer, store)
     load_last_checkpoint(model, folder / "trainer")
+    _to_where_it_runs(model)
     student, known = Transformers("the student", model=model.eval(), tokenizer=tokenizer), num_ids(tokenizer)
     with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
         for batch in writer.missing():
@@ -124,6 +127,13 @@ def _write(
     return _finished(writer, store)
 
 
+def _to_where_it_runs(model: Any) -> None:
+    """Before the first round no trainer has moved it yet, and its answers would be written on the CPU."""
+    device = default_device()
+    if next(model.parameters()).device.type != device:
+        model.to(device)
+
+
 def _score(model: Any, answers: TeacherResponses, open_teacher: OpenTeacher, store: Path) -> TeacherResponses:
     """The answers with the teacher's targets."""
     import torch
@@ -132,6 +142,7 @@ def _score(model: Any, answers: TeacherResponses, open_teacher: OpenTeacher, sto
     batches = [range(start, min(start + BATCH, len(answers))) for start in range(0, len(answers), BATCH)]
     device = next(model.parameters()).device
     model.cpu()  # its place on the device is the teacher's now
+    gc.collect()  # the last round's trainer and its Adam averages refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with open_teacher(store) as engine, bar("teacher scores", len(answers)) as advance:

@@ -18,6 +18,7 @@ from distill._store_writer import StoreWriter
 from distill.encoding import encode_prompt
 from distill.loss.jsd import Jsd
 from distill.responses import Header, TeacherResponses
+from distill.stages import _on_policy
 from distill.stages._batches import plan_batches
 from distill.stages._local_teacher import open_local
 from distill.stages._on_policy import train_in_rounds
@@ -192,3 +193,11 @@ def test_an_interrupted_training_writes_and_scores_nothing_twice(tiny_teacher, t
     assert next(line for line in record if line.get("name") == "train student")["resumed_from_step"] >= 2
     left = sorted(path.name for path in cut.glob("outputs/store/student/*/round-*"))
     assert left == [f"round-{number:03d}-scored" for number in range(3)]
+
+
+def test_the_first_answers_are_written_where_the_student_will_be_trained(student, monkeypatch):
+    """No trainer has moved it yet; "meta" stands for a device that is not the CPU."""
+    model, _ = student
+    monkeypatch.setattr(_on_policy, "default_device", lambda: "meta")
+    _on_policy._to_where_it_runs(model)
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
