@@ -61,7 +61,8 @@ class Report:
         gradients = ", ".join(f"{name} {error:.1e}" for name, error in record["gradient_errors"].items())
         memory = "" if extra is None else f"{extra / 2**20:,.0f}"
         note = "; ".join(part for part in (record.get("note"), record.get("missed")) if part)
-        cells = ("", record["provider"], took, ratio, share, memory, f"{record['loss_error']:.1e}", gradients, note)
+        loss = "–" if record["loss_error"] is None else f"{record['loss_error']:.1e}"
+        cells = ("", record["provider"], took, ratio, share, memory, loss, gradients, note)
         return f"| {' | '.join(cells)} |"
 
     def absences(self) -> list[str]:

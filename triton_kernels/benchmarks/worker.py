@@ -133,7 +133,7 @@ def _one_case(plan: Plan, case: Case, device: torch.device, ceilings: Ceilings) 
         if provider.name == "PyTorch":
             plain = errors
         if step.leaves_out:
-            found[provider.name]["note"] = f"its loss is without {step.leaves_out}: not compared"
+            found[provider.name] |= {"note": f"its loss is without {step.leaves_out}: not compared", "loss_error": None}
         if wrong:
             found[provider.name]["note"] = f"WRONG: {wrong}"
         else:
