@@ -95,6 +95,8 @@ def on_cpu(processes) -> Done:
 @pytest.fixture(scope="session")
 def on_cuda(processes) -> Done:
     """What the GPU did, with the answers of the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
     return processes("cuda")
 
 
