@@ -31,8 +31,10 @@ def sizes(chunks: Chunks) -> tuple[int, int]:
 
 
 def test_on_a_gpu_all_gradients_are_kept_where_they_take_no_more_than_their_sum():
-    # 2 GiB hold two float32 logits of 2092 rows, in whole 128s 2048; 2 · 8192 rows <= 4 · 4096
-    assert sizes(chosen(8192, 128_256, 4096)) == (2048, 8192)
+    # 2 GiB hold two float32 logits and a gradient of 1674 rows, evened out over 5 chunks; 2 · 8192 rows <= 4 · 4096
+    assert sizes(chosen(8192, 128_256, 4096)) == (1664, 8192)
+    # float16 may overflow before backward divides by the number of rows
+    assert sizes(chosen(8192, 128_256, 4096, dtype=torch.float16)) == (1024, 4096)
     # one row more than that: 1 GiB of gradients holds 4185 rows, 1 GiB of logits 1046; two groups would not do for 8193
     assert sizes(chosen(8193, 128_256, 4096)) == (1024, 2816)
     # a smaller model sums up after 4096 rows, not after the 1664 of a chunk beside its own gradient
@@ -102,3 +104,16 @@ def test_the_gradient_of_a_16_bit_head_does_not_depend_on_the_chunks(kind):
         found.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_gradient_of_a_float16_head_may_exceed_float16_before_it_is_divided():
+    rows, size, tokens = 1200, 600, 300  # two chunks' sums, of which neither overflows
+    hidden = torch.zeros(rows, size, dtype=torch.float16)
+    hidden[:, 0] = 60
+    student = [hidden.requires_grad_(), torch.zeros(tokens, size, dtype=torch.float16, requires_grad=True)]
+    teacher_head = torch.zeros(tokens, size, dtype=torch.float16)
+    teacher_head[5, 0] = 10  # sure of one token everywhere
+    loss = linear_divergence(*student, hidden.detach(), teacher_head, "forward_kl", chunk_bytes=600 * tokens * 4) / rows
+    loss.backward()
+    # by hand: the student spreads evenly, so the token's logit has the derivative 1 / V - 1 in every row
+    assert student[1].grad[5, 0].item() == pytest.approx(60 * (1 / tokens - 1), rel=2e-3)

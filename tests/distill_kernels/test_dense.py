@@ -232,3 +232,14 @@ def test_autocast_leaves_ready_logits_alone():
         loss = divergence(student, teacher, "jsd", temperature=0.7)
         (found,) = torch.autograd.grad(loss, student)
     assert torch.equal(loss, expected) and torch.equal(found, gradient)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("skew_forward_kl", {"alpha": 1e-20}), ("jsd", {"beta": 1 - 1.2e-16})])
+def test_weights_next_to_their_bounds(kind, options):
+    # student and teacher are sure of other tokens, so the mixture is as far from one of them as its weight allows
+    student, teacher = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 50.0, 0.0]])
+    loss = divergence(student, teacher, kind, **options)
+    (gradient,) = torch.autograd.grad(loss, student)
+    exact = divergence(student.detach().double(), teacher.double(), kind, **options)
+    assert gradient.isfinite().all()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-5, abs=1e-6) and loss >= 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill_kernels.projection import Projection
+from distill_kernels.projection import Projection, ends_in_16_bits
 
 _CPU_BUDGET, _GPU_BUDGET = 32 * 2**20, 2 * 2**30
 
@@ -63,7 +63,8 @@ def choose_chunks(
     """Chunks that fit `chunk_bytes`: logits of the student and of a dense teacher, and the gradient by them.
 
     None stands for 32 MiB and at most 1024 rows on a CPU, for 2 GiB elsewhere. Beyond it nothing is taken but the
-    4 · V · H bytes of the head's gradient in float32, or at most as many for the 16-bit gradient by all logits instead.
+    4 · V · H bytes of the head's gradient in float32, or at most as many for the 16-bit gradient by all logits instead
+    and, once the logits' memory is free again, the 2 · V · H of the head's gradient that is made of it.
 
     Args:
         head_dtype: that of the head's gradient in the end, None if it is not wanted.
@@ -77,15 +78,14 @@ def choose_chunks(
     in_place = student.logits_dtype == student.product_dtype
     adds_up = head_dtype is not None and student.product_dtype.itemsize == 2
     # 2 · M · V <= 4 · V · H, the float32 sum that a head of 16 bits has no other use for
-    keeps_all = adds_up and head_dtype == student.product_dtype and num_rows <= 2 * student.head_VH.shape[1]
+    fits = num_rows <= 2 * student.head_VH.shape[1]
+    beside = gradient_bytes if wants_gradient and not in_place else 0
 
-    if keeps_all:
-        chunk_rows, group_rows = min(most_rows, budget // logits_bytes), num_rows
+    chunk_rows = group_rows = min(most_rows, budget // (logits_bytes + beside))
+    if adds_up and fits and ends_in_16_bits(head_dtype, student.product_dtype):
+        group_rows = num_rows
     elif adds_up and not in_place:
         chunk_rows, group_rows = budget // 2 // logits_bytes, budget // 2 // gradient_bytes
-    else:
-        beside = gradient_bytes if wants_gradient and not in_place else 0
-        chunk_rows = group_rows = min(most_rows, budget // (logits_bytes + beside))
     group_rows = _even(num_rows, max(chunk_rows, group_rows), multiple)
     return Chunks(num_rows=num_rows, chunk_rows=_even(group_rows, chunk_rows, multiple), group_rows=group_rows)
 

@@ -12,7 +12,7 @@ from distill_kernels.closed_forms import FORMS
 from distill_kernels.implementation import runs_triton
 from distill_kernels.labelled import cross_entropy, mixed_gradient, mixed_loss
 from distill_kernels.settings import Settings
-from distill_kernels.softened import LN2, Workspace, soften
+from distill_kernels.softened import Workspace, soften
 
 
 def dense_rows(
@@ -74,7 +74,7 @@ def _dense_block(
         if labels_N is not None and settings.hard_weight > 0:
             labelled = cross_entropy(student, student_NV, labels_N, settings, workspace)
         ratio_NV = teacher.shifted_NV.sub_(student.shifted_NV)
-        torch.add(student.log_partition_N1 - teacher.log_partition_N1, ratio_NV, alpha=LN2, out=ratio_NV)
+        ratio_NV.add_(student.log_partition_N1 - teacher.log_partition_N1)
         form = FORMS[settings.kind]
         q_NV, p_NV, total = student.probabilities_NV, teacher.probabilities_NV, workspace.columns.total
         loss_N, by_softmax_NV = form(q_NV, p_NV, ratio_NV, settings, guarded, total)

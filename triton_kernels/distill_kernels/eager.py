@@ -1,5 +1,7 @@
 """The loop over chunks of rows: only rows that count, never more logits than one chunk. Right on any device.
 
+The gradient by the logits may be kept for several chunks, in 16 bits (see chunks.py).
+
 N rows of which M count, G rows of a group of chunks, C rows of one chunk, H hidden size, V shared vocabulary, K token
 ids per row.
 """
@@ -97,9 +99,10 @@ class LinearCall:
             hidden_GH = rows.pick(opened.hidden_NH, group).to(self.product_dtype)
             gradient_GV = losses(group, hidden_GH)
             if group.stop == chunks.num_rows:
-                workspace.release()  # before the head's gradient is made
+                workspace.release()  # before the products; where there is one group, before the head's gradient is made
             if gradient_GV is not None:
                 gradients.add(rows.blank_(gradient_GV, group), hidden_GH, group)
+            del gradient_GV  # oneDNN's products are memory of their own, and the next group makes others
         hidden_MH, *others = gradients.of_all(self.columns)
         hidden_NH = None if hidden_MH is None else rows.spread(hidden_MH)
         return rows.spread(loss_M), (hidden_NH, *others)

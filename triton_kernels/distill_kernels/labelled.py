@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill_kernels.settings import Settings
-from distill_kernels.softened import LN2, Softened, Workspace, soften
+from distill_kernels.softened import Softened, Workspace, soften
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def cross_entropy(
         untempered = soften(logits_NV, scale, softcap, 1.0, workspace, "labelled")
         kept_NV = untempered.probabilities_NV
     labels_N1 = labels_N.unsqueeze(-1)
-    loss_N1 = untempered.log_partition_N1 - LN2 * untempered.columns.take(untempered.shifted_NV, labels_N1)
+    loss_N1 = untempered.log_partition_N1 - untempered.columns.take(untempered.shifted_NV, labels_N1)
     return Labelled(loss_N1.squeeze(-1), kept_NV, labels_N1)
 
 

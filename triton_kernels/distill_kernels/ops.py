@@ -123,7 +123,9 @@ def linear_divergence(
         chunk_bytes: memory for logits. None: 32 MiB and at most 1024 rows on a CPU, 2 GiB elsewhere.
 
     With reduction="sum" the gradients are taken here, so nothing is projected twice: the head's is a float32
-    `[V_s, H_s]`, kept until backward, and none is made for a frozen head. With "none" backward projects again.
+    `[V_s, H_s]`, kept until backward (a bfloat16 head's in bfloat16, where at most 2 H_s rows count: their gradient by
+    the logits, `[N, V]`, is kept for one product then), and none is made for a frozen head. With "none" backward
+    projects again.
     """
     options = {
         "kind": kind,

@@ -72,6 +72,14 @@ class Projection:
         return logits_CV
 
 
+def ends_in_16_bits(head_dtype: torch.dtype | None, product_dtype: torch.dtype) -> bool:
+    """Whether a head's gradient that is one product may be kept in the product's 16 bits.
+
+    Not in float16, which ends at 65,504: a sum over all rows is divided by their number in backward only.
+    """
+    return head_dtype == product_dtype == torch.bfloat16
+
+
 class StudentGradients:
     """Collects the wanted gradients group by group; what is not wanted is neither computed nor allocated."""
 
@@ -82,7 +90,7 @@ class StudentGradients:
         dtype, device = opened.product_dtype, student.head.device
         sum_dtype = torch.float32 if dtype.itemsize == 2 else dtype
         # one group: nothing is added up, so the product's own 16 bits do for a head of 16 bits
-        self._head_dtype = dtype if num_groups == 1 and student.head.dtype == dtype else sum_dtype
+        self._head_dtype = dtype if num_groups == 1 and ends_in_16_bits(student.head.dtype, dtype) else sum_dtype
         self._opened, self._student = opened, student
         self.hidden_MH = self.head_VH = self.bias_V = self.A_rH = self.B_Vr = None
         if want_hidden:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill_kernels.columns import WHOLE, Columns, Whole
 
-LN2 = math.log(2)
+LOG2_E = 1 / math.log(2)
 
 
 class Workspace:
@@ -56,9 +56,7 @@ def logits_memory(num_rows: int, num_tokens: int, dtype: torch.dtype, device: to
 class Softened:
     """A softmax kept so that nothing is lost to a large offset or a long sum.
 
-    The log-probability is `shifted_NV * LN2 - log_partition_N1`: in bits, for exp2 is the fastest exponential of a CPU
-    (torch's exp goes to MKL, which takes four times as long on AMD), and what was rounded on the way to bits is then
-    rounded in probability and log-probability alike. The row's maximum is subtracted before anything is scaled
+    The log-probability is `shifted_NV - log_partition_N1`. The row's maximum is subtracted before anything is scaled
     and never added to the logarithm of the partition sum: at an offset of 1e4 their sum has three digits left.
     """
 
@@ -91,8 +89,11 @@ def soften(
             slope_NV = torch.mul(shifted_NV, shifted_NV, out=workspace.take(f"{name}_slope", num_rows)).neg_().add_(1)
         factor = softcap / temperature
     columns = workspace.columns
-    shifted_NV.sub_(columns.top(shifted_NV)).mul_(factor / LN2)
-    probabilities_NV = torch.exp2(shifted_NV, out=workspace.take(f"{name}_probabilities", num_rows))
+    shifted_NV.sub_(columns.top(shifted_NV))
+    if factor != 1:
+        shifted_NV.mul_(factor)
+    # exp2: a CPU's exp goes to MKL, which takes four times as long on AMD; softmax takes three times
+    probabilities_NV = torch.mul(shifted_NV, LOG2_E, out=workspace.take(f"{name}_probabilities", num_rows)).exp2_()
     (partition_N1,) = columns.total(probabilities_NV.sum(-1, keepdim=True))
     probabilities_NV.mul_(partition_N1.reciprocal())
     return Softened(probabilities_NV, shifted_NV, partition_N1.log(), slope_NV, columns)

@@ -25,7 +25,7 @@ from distill_kernels.columns import WHOLE, Whole
 from distill_kernels.implementation import runs_triton
 from distill_kernels.labelled import cross_entropy, mixed_gradient, mixed_loss
 from distill_kernels.settings import Settings
-from distill_kernels.softened import LN2, Softened, Workspace, soften
+from distill_kernels.softened import Softened, Workspace, soften
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _kept(token_ids_NK: Tensor, values: Tensor, tail: str, num_tokens: int, dtyp
 def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
     """Loss and gradient of the tails whose loss is linear in the student's log-probabilities."""
     q_NV, columns = student.probabilities_NV, student.columns
-    log_q_NK = LN2 * columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
+    log_q_NK = columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
     log_ratio_NK = -log_q_NK if tail == "sampled" else kept.logprobs_NK - log_q_NK
     loss_N = (kept.mass_NK * log_ratio_NK).masked_fill_(kept.mass_NK == 0, 0.0).sum(-1)
     total_N1 = kept.mass_NK.sum(-1, keepdim=True)
@@ -128,7 +128,7 @@ def _linear(student: Softened, kept: Kept, tail: str) -> tuple[Tensor, Tensor]:
         tail_N1 = (1 - total_N1).clamp_(min=0.0).masked_fill_(num_others_N1 == 0, 0.0)
         each_N1 = tail_N1 / num_others_N1.clamp(min=1)
         (others_N1,) = columns.total(_sum_of_others(student, kept))
-        others_N1 = LN2 * others_N1 - student.log_partition_N1 * num_others_N1
+        others_N1 = others_N1 - student.log_partition_N1 * num_others_N1
         tail_loss_N1 = torch.xlogy(tail_N1, each_N1) - each_N1 * others_N1
         # 0 * -inf: nothing is spread, so nothing is lost where the student has a probability of zero
         loss_N = loss_N + tail_loss_N1.masked_fill_(each_N1 == 0, 0.0).squeeze(-1)
@@ -173,7 +173,7 @@ def _bucket(student: Softened, kept: Kept, settings: Settings) -> tuple[Tensor, 
         p_rest_N1 = log_p_rest_N1.exp()
     p_rest_N1 = p_rest_N1 * kept.any_others_N1
 
-    log_q_NK = LN2 * columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
+    log_q_NK = columns.take(student.shifted_NV, kept.ids_NK) - student.log_partition_N1
     ratio_NK = (kept.logprobs_NK - log_q_NK).masked_fill_(~kept.present_NK, 0.0)
     ratio_rest_N1 = (log_p_rest_N1 - q_rest_N1.log()).masked_fill_(~kept.any_others_N1, 0.0)
     q_NB, p_NB, ratio_NB = (
