@@ -31,6 +31,11 @@ def store_folder() -> Path:
     return Path(os.environ.get("DISTILL_STORE") or "outputs/store").resolve()
 
 
+def notes_in(file: Path) -> list[str]:
+    """What a stage had to leave out, to cut or to do otherwise, a sentence each; none without the file."""
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 class Workspace:
     """Turns (what, settings, inputs) into a sealed artifact: an existing one, or one that `make` fills."""
 
@@ -142,7 +147,7 @@ class Workspace:
 
     def note_again(self, file: Path) -> None:
         """What a stage had to leave out or to cut is said again when its result is reused."""
-        for words in json.loads(file.read_text()) if file.exists() else ():
+        for words in notes_in(file):
             self.note(words)
 
     def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
