@@ -97,7 +97,7 @@ class Workspace:
             write_whole(scratch / "settings.json", json.dumps(made_of, indent=1))
             artifact = seal(scratch, Artifact(kind, path, made_from, inputs))
             seconds = round(time.monotonic() - started, 2)
-            self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
+            self._finished(name, artifact, reused=False, why=why, seconds=seconds, **measured)
             return artifact
 
     def reopen(self, artifact: Artifact) -> Path:
@@ -150,7 +150,7 @@ class Workspace:
         for words in notes_in(file):
             self.note(words)
 
-    def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+    def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any]:
         world().share({"make": str(scratch)})
         try:
             measured = self._make(name, make, scratch)
@@ -160,7 +160,7 @@ class Workspace:
             raise
         return measured
 
-    def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+    def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any]:
         _measure_gpu_anew()
         try:
             measured = make(scratch)
