@@ -107,14 +107,26 @@ def this_machine() -> Hardware:
 
 
 def told_by_driver(query: str) -> list[str]:
-    """A line of what nvidia-smi says for each GPU; none without it, or where CUDA_VISIBLE_DEVICES hides all of them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+    """A line of what nvidia-smi says for each GPU that CUDA_VISIBLE_DEVICES leaves visible; none without nvidia-smi.
+
+    Indices and GPU UUIDs mean the same to both. Indices count in PCI order here, and in CUDA only with
+    CUDA_DEVICE_ORDER=PCI_BUS_ID: its default, FASTEST_FIRST, may differ where cards of several kinds are mixed.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in {"", "-1"}:
         return []
     ask = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    try:
-        return subprocess.run(ask, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
+    lines = []
+    # one question for each: of several at once, nvidia-smi answers in its own order, and the first one counts
+    # and by the name of a MIG slice it finds nothing: then all cards are taken to be visible
+    chosen = [] if visible is None or visible.startswith("MIG-") else visible.split(",")
+    for which in [["-i", one.strip()] for one in chosen] or [[]]:
+        try:
+            said = subprocess.run([*ask, *which], capture_output=True, text=True, timeout=30, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            break  # as CUDA does: what stands behind an unknown device is hidden too
+        lines += said.splitlines()
+    return lines
 
 
 def this_cpu() -> Device:

@@ -21,7 +21,7 @@ from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore
 from distill.stages import compress, evaluate, train, verify
 from distill.stages._local_teacher import how_to_load
-from distill.workspace import Following, Workspace, copy_linked, store_folder
+from distill.workspace import Following, Workspace, copy_linked, notes_in, store_folder
 
 TOGETHER = ("teach", "train")
 """The stages of which every process of a run needs the results: what it trains on, and where it trains."""
@@ -196,8 +196,9 @@ class Run:
         results.write_curves({**self.models, **self.packages}, self.folder)
         results.write_samples(self.recipe.evaluation, self.examples.evaluation["exact_match"], self.scores, self.folder)
         write_report(self.folder)
-        for name in self.packages:
-            write_card(self.folder / "packages" / name, run=self.folder, name=name)
+        for name, made in self.packages.items():
+            notes = notes_in(made.path / "notes.json")
+            write_card(self.folder / "packages" / name, run=self.folder, name=name, notes=notes)
         tracked = self.recipe.tracking.log_run(self.folder)
         if tracked:
             self.workspace.note(tracked)

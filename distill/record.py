@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill.hardware import told_by_driver
+from distill.hardware import num_cores, told_by_driver
 from distill.run_folder import hide_secrets_in_command
 
 PACKAGES = (
@@ -78,8 +78,7 @@ def hardware() -> dict[str, Any]:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": model, "cores": cores, "memory_gib": round(memory, 1), "gpu": gpu_name()}
+    return {"cpu": model, "cores": num_cores(), "memory_gib": round(memory, 1), "gpu": gpu_name()}
 
 
 @functools.cache

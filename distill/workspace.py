@@ -31,6 +31,11 @@ def store_folder() -> Path:
     return Path(os.environ.get("DISTILL_STORE") or "outputs/store").resolve()
 
 
+def notes_in(file: Path) -> list[str]:
+    """What a stage had to leave out, to cut or to do otherwise, a sentence each; none without the file."""
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 class Workspace:
     """Turns (what, settings, inputs) into a sealed artifact: an existing one, or one that `make` fills."""
 
@@ -92,7 +97,7 @@ class Workspace:
             write_whole(scratch / "settings.json", json.dumps(made_of, indent=1))
             artifact = seal(scratch, Artifact(kind, path, made_from, inputs))
             seconds = round(time.monotonic() - started, 2)
-            self._finished(name, artifact, reused=False, why=why, seconds=seconds, **(measured or {}))
+            self._finished(name, artifact, reused=False, why=why, seconds=seconds, **measured)
             return artifact
 
     def reopen(self, artifact: Artifact) -> Path:
@@ -142,10 +147,10 @@ class Workspace:
 
     def note_again(self, file: Path) -> None:
         """What a stage had to leave out or to cut is said again when its result is reused."""
-        for words in json.loads(file.read_text()) if file.exists() else ():
+        for words in notes_in(file):
             self.note(words)
 
-    def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+    def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any]:
         world().share({"make": str(scratch)})
         try:
             measured = self._make(name, make, scratch)
@@ -155,7 +160,7 @@ class Workspace:
             raise
         return measured
 
-    def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any] | None:
+    def _make(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any]:
         _measure_gpu_anew()
         try:
             measured = make(scratch)

@@ -229,3 +229,22 @@ def test_it_knows_every_test_that_needs_a_gpu(modules):
     }
     folders = (ROOT / gpu_check.KERNEL_TESTS, ROOT / gpu_check.PIPELINE_TESTS)
     assert len(marked) >= 3 and all(file.parent in folders for file in marked)
+
+
+def test_a_part_that_could_not_run_is_not_good(modules, monkeypatch, capsys):
+    """A table of nothing but "good", and exit code 0, would be taken for tests that passed."""
+    import gpu_check
+
+    monkeypatch.delenv("OUT", raising=False)
+    monkeypatch.setattr(gpu_check, "NEEDED_BY_DISTILL", ("rich", "no_such_package"))
+    assert gpu_check.main(["--rehearse", "pipeline_tests"]) == 1
+    said = capsys.readouterr().out
+    assert "| pipeline_tests | FAILED | not run: no no_such_package here" in said and "good" not in said
+
+
+def test_kernel_tests_without_triton_are_not_good(modules, monkeypatch, tmp_path):
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
+    good, words = gpu_check.Check(tmp_path, 1e12, False, []).kernel_tests_in_clusters(60)
+    assert not good and words == "not run: triton is not installed"

@@ -35,21 +35,44 @@ def test_a_cpu_has_the_memory_that_its_name_says_or_this_machines():
     assert hardware_of("cpu").is_cpu and not hardware_of("8xh100-80gb").is_cpu
 
 
-@pytest.mark.parametrize(("visible", "gpus"), [(None, 2), ("0", 2), ("", 0), ("-1", 0)])
+DRIVER = """#!/bin/sh
+# a machine with an H200 and an RTX 4090: the question, -i and what is visible, as nvidia-smi has them
+case $* in *memory*) first=', 143771' second=', 24564';; esac
+while [ $# -gt 0 ] && [ "$1" != -i ]; do shift; done
+case $2 in ''|0|GPU-aaaa) echo "NVIDIA H200$first"; known=yes;; esac
+case $2 in ''|1|GPU-bbbb) echo "NVIDIA GeForce RTX 4090$second"; known=yes;; esac
+[ "$known" ] || { echo "No devices were found"; exit 6; }
+"""
+H200, RTX = ("NVIDIA H200", "h200-141gb"), ("NVIDIA GeForce RTX 4090", "rtx4090-24gb")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        (None, [H200, RTX]),
+        ("0", [H200]),
+        ("1", [RTX]),
+        ("1,0", [RTX, H200]),
+        ("GPU-bbbb", [RTX]),
+        ("1,-1,0", [RTX]),
+        ("MIG-cccc", [H200, RTX]),
+        ("7", []),
+        ("", []),
+        ("-1", []),
+    ],
+)
 def test_gpus_that_no_process_may_use_are_not_there(visible, gpus, tmp_path, monkeypatch):
-    """Scores computed on the CPU of such a machine must not be reused as its GPU's, nor a plan made for it."""
+    """Scores of one card, or of the CPU beside it, must not be reused as another's, nor a plan made for it."""
     driver = tmp_path / "nvidia-smi"
-    driver.write_text(
-        "#!/bin/sh\ncase $1 in *memory*) end=', 143771';; esac\nfor n in 1 2; do echo NVIDIA H200$end; done\n"
-    )
+    driver.write_text(DRIVER)
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu_name.__wrapped__() == ("NVIDIA H200" if gpus else None)
+    assert gpu_name.__wrapped__() == (gpus[0][0] if gpus else None)
     here = hardware_of(None)
-    assert here.is_cpu if not gpus else (here.count, here.device.name) == (2, "h200-141gb")
+    assert here.is_cpu if not gpus else (here.count, here.device.name) == (len(gpus), gpus[0][1])
 
 
 def test_any_other_device_is_described_in_place():

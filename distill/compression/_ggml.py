@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.errors import StageFailed
 from distill.hardware import num_cores
 
 INSTALL = "pip install 'distill[gguf]'"
@@ -33,20 +34,32 @@ def quantise(array_RC: np.ndarray, kind: str, importance_C: np.ndarray | None = 
 
     Rows are independent, so they are shared out over all cores. A row's length must be a multiple of the type's block.
     `importance_C` (float32, above zero) says how much an error in each column matters.
+
+    Raises:
+        StageFailed: what is given, or what llama.cpp says of it, does not fit.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     kind_number = GGMLQuantizationType[kind]
     block, block_bytes = GGML_QUANT_SIZES[kind_number]
     num_rows, width = array_RC.shape
-    assert array_RC.dtype == np.float32 and array_RC.flags.c_contiguous and width % block == 0
     importance = None if importance_C is None else np.ascontiguousarray(importance_C, dtype=np.float32)
-    assert importance is None or importance.shape == (width,)
+    fits = array_RC.dtype == np.float32 and array_RC.flags.c_contiguous and width % block == 0
+    if not fits or (importance is not None and importance.shape != (width,)):
+        of = "" if importance is None else f", importance of shape {importance.shape}"
+        raise StageFailed(
+            f"{kind}: a matrix {array_RC.shape} of {array_RC.dtype}{of}; needed: float32, its rows one after the other "
+            f"and a multiple of {block} long, and one importance for each column."
+        )
     weights = None if importance is None else importance.ctypes.data
     made_RB = np.empty((num_rows, width // block * block_bytes), dtype=np.uint8)
     library = _library()
-    # else it would write beyond the array
-    assert library.ggml_row_size(kind_number, width) == made_RB.shape[1]
+    row_bytes = library.ggml_row_size(kind_number, width)
+    if row_bytes != made_RB.shape[1]:  # it would write beyond the array
+        raise StageFailed(
+            f"{kind}: a row of {width} has {row_bytes} bytes for llama.cpp and {made_RB.shape[1]} for the gguf "
+            f"package, so one of the two is of another age: {INSTALL}, or choose compression=gguf_q8_0."
+        )
 
     def some(rows: tuple[int, int]) -> int:
         first, end = rows
@@ -58,7 +71,8 @@ def quantise(array_RC: np.ndarray, kind: str, importance_C: np.ndarray | None = 
     bounds = [num_rows * part // parts for part in range(parts + 1)]
     with ThreadPoolExecutor(parts) as pool:  # ctypes lets go of the interpreter's lock
         written = sum(pool.map(some, itertools.pairwise(bounds)))
-    assert written == made_RB.nbytes, (written, made_RB.nbytes)
+    if written != made_RB.nbytes:
+        raise StageFailed(f"{kind}: llama.cpp wrote {written} of {made_RB.nbytes} bytes; choose compression=gguf_q8_0.")
     return made_RB
 
 

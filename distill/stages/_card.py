@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from distill.stages._rehearsed import banner
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst)$")
 
 
-def write_card(package: Path, *, run: Path, name: str) -> None:
+def write_card(package: Path, *, run: Path, name: str, notes: Sequence[str] = ()) -> None:
     """Writes `package`/README.md: what it is, how to load it, its scores beside teacher and student, and the proof.
 
     Args:
         package: the folder as users will get it; its files decide which way of loading the card shows.
         run: the run folder that the figures come from.
         name: the package's name in scores.json and verification.json.
+        notes: what became otherwise than its name says when it was made, a sentence each.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -48,6 +49,7 @@ def write_card(package: Path, *, run: Path, name: str) -> None:
         title=f"{folder.name}-{name}",
         name=name,
         loading=loading,
+        notes=[_cell(note) for note in notes],
         entry=folder.model(name) or {},
         teacher=_teacher(folder.recipe),
         student=_student(folder.recipe),

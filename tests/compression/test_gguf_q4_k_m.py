@@ -11,6 +11,7 @@ import pytest
 from distill.compression import _ggml
 from distill.compression._gguf_mixture import Q4_K_M, Outline
 from distill.compression.gguf_q4_k_m import FILE_NAME, GgufQ4KM
+from distill.errors import StageFailed
 from tests.compression.gguf_students import (
     BLOOM,
     GPT2,
@@ -135,6 +136,39 @@ def test_llama_cpp_rounds_as_its_python_package_does(kind: str, num_rows: int) -
 
     array = np.random.default_rng(0).normal(size=(num_rows, 96)).astype(np.float32)
     assert np.array_equal(_ggml.quantise(array, kind), quants.quantize(array, GGMLQuantizationType[kind]))
+
+
+@pytest.mark.parametrize(
+    ("array", "importance"),
+    [
+        (np.zeros((2, 256), np.float64), None),
+        (np.zeros((256, 2), np.float32).T, None),
+        (np.zeros((2, 300), np.float32), None),
+        (np.zeros((2, 256), np.float32), np.ones(255)),
+    ],
+    ids=["float64", "transposed", "width", "importance"],
+)
+def test_what_native_code_would_read_wrongly_is_refused(array: np.ndarray, importance: np.ndarray | None) -> None:
+    with pytest.raises(StageFailed, match="needed: float32"):
+        _ggml.quantise(array, "Q4_K", importance)
+
+
+@pytest.mark.parametrize(("row_bytes", "written"), [(145, 288), (144, 287)])
+def test_a_library_that_counts_bytes_otherwise_is_refused(
+    row_bytes: int, written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 numbers of Q4_K are 144 bytes: 128 of numbers, 12 of scales, two float16. A larger row would be overrun."""
+    from types import SimpleNamespace
+
+    def write(*_: Any) -> int:
+        assert row_bytes == 144, "it was called all the same"
+        return written
+
+    other = SimpleNamespace(ggml_row_size=lambda *_: row_bytes, ggml_quantize_chunk=write)
+    monkeypatch.setattr(_ggml, "_library", lambda: other)
+    monkeypatch.setattr(_ggml, "num_cores", lambda: 1)
+    with pytest.raises(StageFailed, match="gguf_q8_0"):
+        _ggml.quantise(np.zeros((2, 256), np.float32), "Q4_K")
 
 
 def made(folder: Path, **change: Any) -> tuple[Any, Path, list[str]]:

@@ -53,6 +53,54 @@ def test_metadata_says_what_is_known_and_no_more(run, package):
     assert "ollama create my-model -f Modelfile" in card_of(package, run, "gguf_q8_0").text
 
 
+def test_what_became_of_short_rows_stands_before_how_to_use_it(run, package):
+    """Who downloads a "4-bit" package of 6 bits per weight has neither the terminal nor the logbook."""
+    from huggingface_hub import ModelCard
+
+    said = "25 of 29 matrices became Q5_0 and Q8_0: 6.0 bits per weight."
+    (package / "model-q4_k_m.gguf").touch()
+    write_card(package, run=run, name="gguf_q8_0", notes=[said])
+    before, _, _ = ModelCard.load(package / "README.md").text.partition("## Use")
+    assert f"\n\n{said}\n\n" in before
+    assert said not in card_of(package, run, "gguf_q8_0").text
+
+
+def test_the_pipeline_hands_a_package_s_notes_to_its_card(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from distill import pipeline
+    from distill.stages import report
+
+    told = {}
+    for name in ("q4", "q8"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "q4" / "notes.json").write_text('["six bits"]')
+    packages = {name: SimpleNamespace(path=tmp_path / name) for name in ("q4", "q8")}
+
+    class AtTheCards(Exception):
+        pass
+
+    def write(package, *, run, name, notes):
+        told[name] = list(notes)
+        if len(told) == 2:
+            raise AtTheCards
+
+    monkeypatch.setattr(report, "write_card", write)
+    monkeypatch.setattr(report, "write_report", lambda folder: None)
+    monkeypatch.setattr(pipeline, "results", SimpleNamespace(write_curves=print, write_samples=print))
+    this = SimpleNamespace(
+        models={},
+        packages=packages,
+        folder=tmp_path,
+        scores={},
+        recipe=SimpleNamespace(evaluation=None),
+        examples=SimpleNamespace(evaluation={"exact_match": None}),
+    )
+    with pytest.raises(AtTheCards):
+        pipeline.Run.report(this)
+    assert told == {"q4": ["six bits"], "q8": []}
+
+
 def edit_recipe(run: Path, *pairs: tuple[str, str]) -> None:
     text = (run / "recipe.yaml").read_text()
     for old, new in pairs:

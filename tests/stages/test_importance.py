@@ -1,15 +1,24 @@
 """importance_of: mean squares of inputs, against those that follow from the embeddings by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distill._store_writer import StoreWriter
+from distill.compression.gguf_q4_k_m import FILE_NAME
+from distill.encoding import template_hash, tokenizer_hash
+from distill.example import Example
 from distill.recipe import parse
+from distill.responses import Row, TeacherResponses
 from distill.stages._importance import importance_of
-from distill.stages.compress import reads_responses, settings
+from distill.stages._rows import Said
+from distill.stages.compress import make_package, reads_responses, settings
+from distill.targets.next_token import NextTokenTargets
 from tests.compression.gguf_students import GPT2, byte_level, save_model, save_tokenizer
+from tests.stored import HEADER
 
 ROWS = [[3, 9, 27], [81, 7, 21, 63, 5, 11, 13]]
 
@@ -71,3 +80,38 @@ def test_responses_are_read_only_where_rows_are_asked_for() -> None:
         "max_length": 96,
     }
     assert settings(without, unasked) == {"version": 1, "kind": "gguf_q4_k_m", "calibration_rows": 0}
+
+
+def said_of(student: Path, folder: Path, rows: list[list[int]]) -> Said:
+    """A store of these tokens, of a teacher with the student's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    hashes = {"tokenizer_hash": tokenizer_hash(tokenizer), "template_hash": template_hash(tokenizer)}
+    kind: dict[str, Any] = {"kind": "next", "vocab_size": 400, "kept": None}
+    folder.mkdir()
+    writer = StoreWriter(folder, replace(HEADER, num_rows=len(rows), **kind, **hashes), [range(len(rows))])
+    targets = NextTokenTargets(np.log(np.array([0.25], dtype=np.float32)))
+    for batch in writer.missing():
+        ids = [np.array(rows[n], dtype=np.int32) for n in batch]
+        writer.write([Row(n, "x", "teacher", i, len(i) - 1, targets) for n, i in zip(batch, ids, strict=True)])
+    writer.finish()
+    return Said([Example("a?")] * len(rows), TeacherResponses(folder))
+
+
+@pytest.mark.parametrize(("num_rows", "chosen"), [(0, []), (2, [0, 2]), (128, [0, 1, 2, 3])])
+def test_a_package_is_weighted_by_as_many_responses_as_were_asked_for(num_rows, chosen, tmp_path: Path) -> None:
+    """Spread evenly, each whole: the file is the one that those rows' importance gives, and no other."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    student, rows = tmp_path / "student", [*ROWS, [200, 100, 300], [17, 350, 2, 90]]
+    save_model(student, hidden_size=256, intermediate_size=256, num_attention_heads=4, head_dim=64, num_hidden_layers=1)
+    save_tokenizer(byte_level(None), student)
+    asked = recipe(calibration_rows=num_rows)
+    option: Any = asked.compression["gguf_q4_k_m"]
+    (tmp_path / "scratch").mkdir()
+    make_package(asked, option, student, [said_of(student, tmp_path / "store", rows)], tmp_path / "scratch")
+    found = (tmp_path / "scratch" / "package" / FILE_NAME).read_bytes()
+    for others in ([], [0], [0, 1], [0, 2], [0, 1, 2, 3]):
+        importance = importance_of(student, [rows[n] for n in others]) if others else None
+        option.make(student, tmp_path / "other", importance)
+        assert (found == (tmp_path / "other" / FILE_NAME).read_bytes()) == (others == chosen), others

@@ -91,7 +91,7 @@ class Check:
     def pipeline_tests(self, budget: float) -> tuple[bool, str]:
         """distill's own tests marked gpu: asking, training, a whole run, each beside the CPU's."""
         if missing := _missing():
-            return True, f"not run: no {', '.join(missing)} here; scripts/gpu_check says how to bring them"
+            return False, f"not run: no {', '.join(missing)} here; scripts/gpu_check says how to bring them"
         marked = "not gpu" if self.rehearsing else "gpu"
         self.environment.pop("DISTILL_KERNELS", None)
         # what a device did is computed once for the tests of a file
@@ -109,7 +109,7 @@ class Check:
     def kernel_tests_in_clusters(self, budget: float) -> tuple[bool, str]:
         """And once more those of dense rows, each held by a cluster however few there are."""
         if importlib.util.find_spec("triton") is None:
-            return True, "triton is not installed"
+            return self.rehearsing, "not run: triton is not installed"
         from distill_kernels.triton_resident import has_clusters
 
         if not self.rehearsing and not has_clusters(torch.device("cuda")):
