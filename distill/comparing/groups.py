@@ -206,7 +206,13 @@ def _is_teacher(recipe: RecipeRuns, other: RecipeRuns) -> bool:
 
 def _package(run: ScoredRun, model: Model) -> str:
     """What makes a package what it is: its name and the options of its compression."""
-    return f"{model.name} {run.keys.below(f'compression.{model.name}.').identity}"
+    return f"{model.name} {_options(run, model).identity}"
+
+
+def _options(run: ScoredRun, model: Model) -> Keys:
+    """Those of a package's compression that decide what is made; max_kl_nats decides what is said of it."""
+    options = run.keys.below(f"compression.{model.name}.")
+    return options.only(key for key in options.values if key != "max_kl_nats")
 
 
 def _package_names(runs: Iterable[ScoredRun]) -> dict[str, str]:
@@ -215,8 +221,7 @@ def _package_names(runs: Iterable[ScoredRun]) -> dict[str, str]:
     for run in runs:
         for model in run.models:
             if model.kind == "package":
-                below = run.keys.below(f"compression.{model.name}.")
-                options.setdefault(model.name, {})[_package(run, model)] = below
+                options.setdefault(model.name, {})[_package(run, model)] = _options(run, model)
     names = {}
     for name, several in options.items():
         keys = differing(list(several.values()))

@@ -78,6 +78,14 @@ def test_packages_of_one_name_and_several_options_say_so(tmp_path):
     }
 
 
+def test_a_package_that_may_differ_more_from_its_student_is_the_same_package(tmp_path):
+    for seed in (0, 1):
+        limit = {"compression.bnb_nf4_lora.max_kl_nats": 0.1 + seed}
+        make_run(tmp_path / str(seed), seed=seed, scores={"student": 0.5, "bnb_nf4_lora": 0.4}, keys=limit)
+    (group,) = groups_in(tmp_path)
+    assert [(e.title, spread(e)[1]) for e in group.entries] == [("student", 2), ("bnb_nf4_lora", 2)]
+
+
 def test_teacher_and_baselines_stand_once_where_all_share_them(tmp_path):
     scores = {"teacher": 0.9, "baseline_text": 0.3, "student": 0.5}
     for loss, seed in (("jsd", 0), ("jsd", 1), ("forward_kl", 0), ("forward_kl", 1)):
