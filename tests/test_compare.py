@@ -86,19 +86,23 @@ def test_what_was_left_out_is_said_and_the_rest_compared(command, tmp_path):
 
 def test_notes_name_what_makes_columns_hard_to_compare(command, tmp_path):
     make_run(tmp_path / "runs" / "old", scores={"teacher": 0.9, "student": 0.5})
-    make_run(tmp_path / "runs" / "new", scores={"student": 0.6}, started="2026-11-23T00:00:00+00:00")
+    scores = {"teacher": 0.9, "student": 0.6}
+    make_run(tmp_path / "runs" / "new", scores=scores, started="2026-11-23T00:00:00+00:00")
     changed = {"teacher.model": "org/another"}
     other = make_run(tmp_path / "runs" / "other", scores={"teacher": 0.8, "student": 0.5}, keys=changed)
-    for name in ("old", "other"):
+    for name in ("old", "new", "other"):
         edit(tmp_path / "runs" / name / "scores.json", lambda s: s["models"][0].update(path="org/teacher"))
     record = other / "record.jsonl"
     record.write_text(record.read_text().replace('"cores": 2', '"cores": 64').replace("4f1c2ab", "9999999"))
-    said = command("runs")[1]
-    assert "old counts no more: new is newer, of the same recipe and seed." in said
+    said = " ".join(command("runs")[1].split())
+    counts_no_more = "old counts no more: new is newer, of the same recipe and seed"
+    assert f"{counts_no_more}; its student scored 50.0 %, that of new 60.0 %." in said
     assert "KL to the teacher is not the same measure for all of them: teacher.model differ." in said
     assert "The teacher org/teacher scores 80.0 and 90.0" in said
     assert "Speeds are of several machines" in said and "64 cores" in said
     assert "several versions of the code: 0.1.0 4f1c2ab+dirty, 0.1.0 9999999+dirty" in said
+    edit(tmp_path / "runs" / "new" / "scores.json", lambda s: s["models"][1]["scores"].update(exact_match=0.5))
+    assert f"{counts_no_more}." in " ".join(command("runs")[1].split())
 
 
 @pytest.mark.filterwarnings("error")  # which would be lines in the terminal

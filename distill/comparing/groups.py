@@ -163,13 +163,14 @@ def _group(runs: Sequence[ScoredRun], judged: Keys) -> Group:
         entries = tuple(replace(entry, recipes=(own,) if own else ()) for entry in recipe.entries)
         teaches = tuple(of for of, other in zip(letters, recipes, strict=True) if _is_teacher(recipe, other))
         lettered.append(replace(recipe, letter=own, entries=entries, teaches=teaches))
+    shared = _shared(lettered)
     return Group(
         task=task,
         judged_on=judged,
         recipes=tuple(lettered),
-        shared=tuple(_shared(lettered)),
+        shared=tuple(shared),
         differences=tuple(differing([recipe.keys for recipe in lettered])),
-        outdated=tuple(pair for recipe in lettered for pair in _outdated(recipe)),
+        outdated=tuple(pair for recipe in lettered for pair in _outdated(recipe, shared)),
     )
 
 
@@ -259,8 +260,8 @@ def _figures(model: Model) -> list[tuple[str, float | None]]:
     return sorted((model.scores or {}).items())
 
 
-def _outdated(recipe: RecipeRuns) -> Iterable[tuple[ScoredRun, ScoredRun]]:
-    counting = {run.age for entry in recipe.entries for run, _ in entry.made}
+def _outdated(recipe: RecipeRuns, shared: Sequence[Entry]) -> Iterable[tuple[ScoredRun, ScoredRun]]:
+    counting = {run.age for entry in (*recipe.entries, *shared) for run, _ in entry.made}
     for run in recipe.runs:
         if run.age not in counting:
             yield run, next(other for other in reversed(recipe.runs) if other.seed == run.seed)

@@ -59,6 +59,17 @@ def test_the_same_seed_again_is_no_other_seed_and_the_newest_counts(tmp_path):
     assert [(old.path.name, new.path.name) for old, new in group.outdated] == [("b_old", "newest"), ("a_new", "newest")]
 
 
+def test_a_run_whose_baseline_stands_in_the_table_still_counts(tmp_path):
+    make_run(tmp_path / "old", scores={"baseline_text": 0.3, "student": 0.5})
+    make_run(tmp_path / "new", scores={"student": 0.5}, started="2026-11-23T00:00:00+00:00")
+    (group,) = groups_in(tmp_path)
+    assert [(entry.title, entry.made[0][0].path.name) for entry in group.entries] == [
+        ("baseline_text", "old"),
+        ("student", "new"),
+    ]
+    assert group.outdated == ()
+
+
 def test_a_sweep_over_compressions_is_one_student_with_all_its_packages(tmp_path):
     make_run(tmp_path / "0", scores={"student": 0.5, "bf16": 0.4}, options={"compression": ["bf16"]})
     make_run(tmp_path / "1", scores={"student": 0.5, "bnb_int8": 0.3}, options={"compression": ["bnb_int8"]})
