@@ -6,7 +6,10 @@ from distill.comparing.groups import Group
 from distill.comparing.recipe_keys import differing, shown
 from distill.comparing.runs import LeftOut, ScoredRun
 
-APART = "Groups were judged on different rows, or in different ways: compare nothing across them."
+APART = (
+    "Groups were judged on different rows, on rows that were not recorded, or in different ways: "
+    "compare nothing across them."
+)
 ROWS_SHOWN = 12
 """Characters of the hash of evaluation rows: enough to tell groups apart."""
 THE_TEACHER = ("teacher.kind", "teacher.model", "teacher.revision", "teacher.quantization", "teacher.dtype")

@@ -130,12 +130,30 @@ def group_runs(runs: Iterable[ScoredRun]) -> list[Group]:
     """Groups by what was judged, the one with most runs first. The order of `runs` does not matter."""
     by_rows: dict[str, list[ScoredRun]] = {}
     judged: dict[str, Keys] = {}
-    for run in sorted(runs, key=lambda run: run.age):
-        where = judged_on(run.keys, run.folder.scores, run.folder.task)
+    ordered = sorted(runs, key=lambda run: run.age)
+    hashes = _hashes(ordered)
+    for run in ordered:
+        told = hashes.get(_judged_by_keys(run), set())
+        # an older version recorded no hash; others of the same keys all agree on one
+        known = {"evaluation_rows": min(told)} if len(told) == 1 else {}
+        where = judged_on(run.keys, {**known, **run.folder.scores}, run.folder.task)
         judged[where.identity] = where
         by_rows.setdefault(where.identity, []).append(run)
     order = sorted(by_rows, key=lambda identity: (-len(by_rows[identity]), identity))
     return [_group(by_rows[identity], judged[identity]) for identity in order]
+
+
+def _hashes(runs: Iterable[ScoredRun]) -> dict[str, set[str]]:
+    """Keys that choose evaluation rows → the hashes of these rows that runs with such keys recorded."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if isinstance(rows := run.folder.scores.get("evaluation_rows"), str):
+            found.setdefault(_judged_by_keys(run), set()).add(rows)
+    return found
+
+
+def _judged_by_keys(run: ScoredRun) -> str:
+    return judged_on(run.keys, {}, run.folder.task).identity
 
 
 def spread(values: Iterable[object]) -> Spread | None:

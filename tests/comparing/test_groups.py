@@ -123,6 +123,22 @@ def test_what_was_judged_on_other_rows_is_another_group(tmp_path):
     ]
 
 
+def test_a_run_without_the_hash_of_its_rows_takes_it_from_runs_of_the_same_keys(tmp_path):
+    make_run(tmp_path / "old", scores={"student": 0.5}, rows=None)
+    make_run(tmp_path / "again", scores={"student": 0.5}, rows="aa", started="2026-11-23T00:00:00+00:00")
+    make_run(tmp_path / "other", scores={"student": 0.5}, rows=None, keys={"data.evaluation_rows": 7})
+    groups = groups_in(tmp_path)
+    assert [(len(group.recipes[0].runs), group.judged_on.values["rows"]) for group in groups] == [
+        (2, "aa"),
+        (1, "not recorded"),
+    ]
+    # two hashes of the same keys: the files changed between the runs, and nobody knows which the old run read
+    make_run(tmp_path / "changed", scores={"student": 0.5}, rows="bb")
+    assert sorted(str(group.judged_on.values["rows"]) for group in groups_in(tmp_path)) == [
+        "aa", "bb", "not recorded", "not recorded",
+    ]  # fmt: skip
+
+
 def test_a_teachers_own_recipe_comes_last_and_does_not_compete(tmp_path):
     make_run(
         tmp_path / "math_teacher" / "day1", scores={"student": 0.99, "bf16": 0.98}, keys={"student.hidden_size": 256}
