@@ -35,7 +35,8 @@ def values(page: Page, *names: str) -> list[str]:
 def losses(tmp_path) -> Path:
     """Two losses, two seeds, with two groups, packages, reports and a run that is left out."""
     for loss, seed in (("jsd", 0), ("jsd", 1), ("forward_kl", 0), ("forward_kl", 1)):
-        scores = {"teacher": 0.9, "baseline_text": 0.3, "student": 0.5 + seed / 10, "bf16": 0.5, "gguf_q8_0": 0.4}
+        student = {"jsd": 0.5, "forward_kl": 0.48}[loss] + seed / 10
+        scores = {"teacher": 0.9, "baseline_text": 0.3, "student": student, "bf16": 0.5, "gguf_q8_0": 0.4}
         make_run(tmp_path / f"runs/{loss}/{seed}", seed=seed, scores=scores, options={"loss": loss}, report=True)
     make_run(tmp_path / "runs/elsewhere", rows="other rows")
     make_run(tmp_path / "runs/rehearsed", keys={"rehearse": True})

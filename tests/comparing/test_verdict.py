@@ -56,6 +56,19 @@ def test_ranges_apart_come_with_how_often_chance_does_that(tmp_path):
     )
 
 
+def test_means_that_look_the_same_are_best_together_and_none_where_all_do(tmp_path):
+    results = {"jsd": {0: 0.8, 1: 0.9}, "text": {0: 0.8499, 1: 0.8499}, "forward_kl": {0: 0.2, 1: 0.3}}
+    assert words(group_in(sweep(tmp_path / "a", results))) == {
+        "A student": "best",
+        "B student": "best",
+        "C student": "apart",
+    }
+    del results["forward_kl"]
+    assert words(group_in(sweep(tmp_path / "b", results))) == {"A student": "", "B student": ""}
+    make_run(tmp_path / "c", scores={"student": 0.5, "bf16": 0.5, "bnb_int8": 0.5, "gguf_q8_0": 0.1})
+    assert words(group_in(tmp_path / "c")) == {"student": "", "bf16": "best", "bnb_int8": "best", "gguf_q8_0": ""}
+
+
 def test_touching_ranges_overlap(tmp_path):
     assert (
         words(group_in(sweep(tmp_path, {"jsd": {0: 0.8, 1: 0.9}, "text": {0: 0.7, 1: 0.8}})))["B student"] == "overlap"
