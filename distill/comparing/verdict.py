@@ -200,7 +200,8 @@ def _package(group: Group) -> str:
     if chosen is None or chosen.bytes is None or (group.score.unit == "%" and found and not found.mean):
         return ""  # nothing right at all recommends nothing
     reach = f"{written(found, group.score)} in {size(chosen.bytes.mean)}"
-    said = f"Package to take: {chosen.title}, {reach}, the smallest verified one within a point of the best"
+    slack = "a point" if group.score.unit == "%" else "one percent"
+    said = f"Package to take: {chosen.title}, {reach}, the smallest verified one within {slack} of the best"
     run, folder = best_made(chosen, group)
     seed = f", the best of its seeds ({run.seed})" if len(chosen.made) > 1 else ""
     return f"{said}: {folder}{seed}."

@@ -95,11 +95,21 @@ def test_the_package_to_take_is_the_smallest_verified_one_within_a_point(tmp_pat
     # means 0.85, 0.841, 0.845
     assert to_take(group_in(tmp_path)).title == "gguf_q8_0"
     said = headlines(group_in(tmp_path))[1]
+    assert "within a point of the best" in said
     assert f"{tmp_path}/seed0/packages/gguf_q8_0, the best of its seeds (0)." in said
     assert "84.5 % (83.0–86.0, 2 seeds) in 685 KiB" in said
     edit(tmp_path / "seed1" / "scores.json", lambda s: s["models"][3].update(verified=False))
     assert to_take(group_in(tmp_path)).title == "bnb_nf4"
     assert best_of(group_in(tmp_path), "package").title == "bf16"
+
+
+def test_a_package_judged_in_bits_is_within_one_percent_not_a_point(tmp_path):
+    run = make_run(tmp_path / "run", scores={"bf16": 0.0, "gguf_q8_0": 0.0})
+    edit(run / "scores.json", lambda s: s.update(task="bits_per_byte"))
+    for place, bits in enumerate((2.0, 2.019)):
+        edit(run / "scores.json", lambda s, p=place, b=bits: s["models"][p]["scores"].update(bits_per_byte=b))
+    (said,) = headlines(group_in(tmp_path))
+    assert said.startswith("Package to take: gguf_q8_0, 2.02 in 685 KiB, the smallest verified one within one percent")
 
 
 def test_an_unverified_package_is_never_the_best(tmp_path):
