@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill._command import Parser, output, run_and_exit
+from distill._command import Parser, output, run_and_exit, visible
 
 PIPE_WIDTH = 160
 """Columns of a table that is not read in a terminal."""
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
 
     out = output(PIPE_WIDTH)
     show(groups, left_out, out)
-    out.print(f"Page: {page}", markup=False, soft_wrap=True)
+    out.print(f"Page: {visible(str(page))}", markup=False, soft_wrap=True)
     return 0
 
 

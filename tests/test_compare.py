@@ -119,6 +119,29 @@ def test_what_a_terminal_would_obey_is_written_out(command, tmp_path):
     assert r"[red]\x1b[2J\u202ex\nA" in said
 
 
+def test_bytes_that_are_no_utf8_stop_neither_page_nor_json(command, tmp_path):
+    run = make_run(tmp_path / "runs" / "b\udcffd", report=True)
+    record = (run / "record.jsonl").read_text()
+    (run / "record.jsonl").write_text(record.replace("recipe=quickstart", "recipe=q\\udcfe"))
+    (make_run(tmp_path / "runs" / "left\udcfd") / "scores.json").unlink()
+    code, _, error = command("runs")
+    assert (code, error) == (0, "")
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert 'href="runs/b%FFd/report.html"' in page  # the byte itself, as a browser asks for it
+    assert r"runs/b\udcffd" in page and r"recipe=q\udcfe" in page and r"left\udcfd" in page
+    assert json.loads(command("runs", "--json")[1])["groups"][0]["recipes"][0]["runs"] == ["runs/b\udcffd"]
+
+
+def test_an_error_that_quotes_a_record_writes_out_what_a_terminal_would_obey(command, tmp_path):
+    run = make_run(tmp_path / "runs" / "run")
+    (run / "scores.json").unlink()
+    with (run / "record.jsonl").open("a") as record:
+        record.write(json.dumps({"event": "stage", "name": "\x1b]0;pwn\x07"}) + "\n")
+    code, _, error = command("runs")
+    assert code == 2 and r"it ended after \x1b]0;pwn\x07" in error
+    assert "\x1b" not in error and "\x07" not in error and error.count("\n") > 1
+
+
 def test_json_says_the_same_in_full_digits_and_writes_no_page(command, tmp_path):
     sweep(tmp_path / "runs", RESULTS)
     code, said, error = command("runs", "--json")

@@ -43,7 +43,8 @@ def write_page(groups: Sequence[Group], left_out: Sequence[LeftOut], page: Path)
         "groups": shown,
         "left_out": left_out_lines(left_out),
     }
-    write_whole(page, render(TEMPLATE, values))
+    # a folder's name or a recorded command may hold bytes that are no UTF-8
+    write_whole(page, render(TEMPLATE, values).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> dict[str, Any]:
@@ -135,14 +136,13 @@ def _cell(found: Spread | None, score: Score) -> tuple[str, str]:
 
 def _run(run: ScoredRun, recipe: RecipeRuns, page: Path) -> dict[str, Any]:
     report = run.path / "report.html"
+    seen_from_here = os.path.relpath(report.resolve(), page.absolute().parent.resolve())
     start = run.folder.start
     return {
         "letter": recipe.letter,
         "seed": "" if run.seed is None else run.seed,
         "path": str(run.path),
-        "report": quote(os.path.relpath(report.resolve(), page.absolute().parent.resolve()))
-        if report.is_file()
-        else "",
+        "report": quote(os.fsencode(seen_from_here)) if report.is_file() else "",
         "started": start.get("time") or "",
         "command": start.get("command") or "",
     }
