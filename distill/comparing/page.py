@@ -49,7 +49,9 @@ def write_page(groups: Sequence[Group], left_out: Sequence[LeftOut], page: Path)
 
 def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> dict[str, Any]:
     """What the template shows of one group, under the names that it uses."""
-    told = verdicts(group)
+    told, losses = verdicts(group), _losses(group)
+    # by the recipe's place, as its tag: one without a curve shifts nobody's colour
+    series = {recipe.letter or "student": place % NUM_SERIES for place, recipe in enumerate(group.recipes)}
     return {
         "title": title_of(group),
         "judged": judged_line(group, groups),
@@ -59,8 +61,8 @@ def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> di
         "has_proofs": any(entry.verified is not None for entry in group.entries),
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if any(e.kind == k for e in group.entries)],
         "quality": pair(quality_svg, _points(group), group.task, name=f"quality-{number}"),
-        "losses": pair(loss_svg, _losses(group), name=f"loss-{number}"),
-        "curves": list(curves(_losses(group))),
+        "losses": pair(loss_svg, losses, name=f"loss-{number}", series=series),
+        "curves": [(curve, series[curve]) for curve in curves(losses)],
         "columns": group.scores,
         "rows": [_row(entry, word, group) for entry, word in zip(group.entries, told, strict=True)],
         "meanings": {word: meaning for word, meaning in MEANING.items() if word in told},

@@ -135,6 +135,20 @@ def test_without_sizes_curves_or_scores_a_section_is_missing(tmp_path):
     assert "svg" not in page.tags and "What differs" not in text and "Training loss" not in text
 
 
+def test_a_curve_has_the_colour_of_its_recipe_where_another_has_no_curve(tmp_path):
+    for loss, value in (("jsd", 0.9), ("forward_kl", 0.8), ("reverse_kl", 0.7)):
+        make_run(tmp_path / "runs" / loss, scores={"student": value}, options={"loss": loss})
+    (tmp_path / "runs" / "jsd" / "metrics.jsonl").unlink()
+    text, _ = page_in(tmp_path / "runs", tmp_path / "compare.html")
+    for letter, place in (("B", 1), ("C", 2)):
+        assert f'class="letter" style="--colour: var(--series-{place})">{letter}<' in text
+        assert f'class="chip curve" style="--colour: var(--series-{place})">{letter}<' in text
+    assert 'class="chip curve" style="--colour: var(--series-0)' not in text
+    after = text[text.index("Training loss of the students") :]
+    strokes = re.findall(r"stroke: var\(--(series-\d)\)", after[after.index("<svg") : after.index("</svg>")])
+    assert list(dict.fromkeys(strokes)) == ["series-1", "series-2"]
+
+
 def test_many_points_keep_the_names_that_matter(tmp_path):
     packages = ("bf16", "bnb_int8", "bnb_nf4", "bnb_nf4_lora", "gguf_q8_0")
     for number, loss in enumerate(("jsd", "forward_kl", "reverse_kl")):
