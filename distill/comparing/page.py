@@ -20,6 +20,8 @@ OURS = '<meta name="generator" content="distill.compare">'
 TEMPLATE = Path(__file__).with_name("_page.html.j2")
 MOST_LABELS = 12
 """Points that all have their names; of more, packages off the front have theirs in the tooltip alone."""
+MOST_STUDENTS = 60
+"""Points beyond which that goes for all: nobody reads hundreds of names, and placing them takes a minute."""
 
 
 def refuse_foreign(page: Path) -> None:
@@ -87,6 +89,7 @@ def _points(group: Group) -> list[dict[str, Any]]:
     models = as_models(group.entries, group.task)
     letters = [recipe.letter for recipe in group.recipes]
     drawn = [(m["bytes"], m["scores"][group.task]) for m in models if m["bytes"] and m["scores"]]
+    crowded = len(drawn) > MOST_STUDENTS
     front = pareto_front(drawn, lower_is_better=group.score.lower_is_better)
     for model, entry in zip(models, group.entries, strict=True):
         found = entry.score(group.task)
@@ -98,7 +101,7 @@ def _points(group: Group) -> list[dict[str, Any]]:
             middle, step = (len(letters) - 1) / 2, min(0.012, 0.1 / len(letters))
             model |= {"series": place, "shift": (place - middle) * step}
         on_front = found is not None and (model["bytes"], found.mean) in front
-        if len(drawn) > MOST_LABELS and entry.kind == "package" and not on_front:
+        if len(drawn) > MOST_LABELS and not on_front and (entry.kind == "package" or crowded):
             model["label"] = ""
     return models
 

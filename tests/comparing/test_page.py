@@ -161,6 +161,16 @@ def test_many_points_keep_the_names_that_matter(tmp_path):
     assert named == {"A student", "B student", "C student", "A gguf_q8_0"}
 
 
+def test_of_hundreds_of_points_the_front_alone_has_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.comparing.page.MOST_STUDENTS", 12)
+    for number, loss in enumerate(("jsd", "forward_kl", "reverse_kl")):
+        scores = dict.fromkeys(("student", "bf16", "bnb_int8", "bnb_nf4", "gguf_q8_0"), 0.4 - number / 10)
+        make_run(tmp_path / "runs" / loss, scores={**scores, "student": 0.5 - number / 10}, options={"loss": loss})
+    text, _ = page_in(tmp_path / "runs", tmp_path / "compare.html")
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    assert set(re.findall(r">([ABC] \w+)</text>", svg)) == {"A student", "A gguf_q8_0"}
+
+
 def test_the_same_runs_give_the_same_bytes_in_any_process(losses, tmp_path):
     text, _ = page_in(losses, tmp_path / "compare.html")
     command = [sys.executable, "-m", "distill.compare", str(losses), "--html", "other.html"]
