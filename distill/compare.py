@@ -42,12 +42,12 @@ def suggestion(runs: Sequence[Path]) -> str | None:
 def _run(args: argparse.Namespace) -> int:
     from distill.comparing.groups import group_runs
     from distill.comparing.page import refuse_foreign, write_page
-    from distill.comparing.runs import find_runs, nothing_left
+    from distill.comparing.runs import DEFAULT, find_runs, nothing_left
 
     page = args.html or (None if args.json else Path("compare.html"))
     if page is not None:
         refuse_foreign(page)
-    runs, left_out = find_runs(args.folders or [Path("outputs")])
+    runs, left_out = find_runs(args.folders or [DEFAULT])
     if not runs:
         raise nothing_left(left_out)
     groups = group_runs(runs)

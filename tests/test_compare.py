@@ -163,7 +163,7 @@ def test_json_says_the_same_in_full_digits_and_writes_no_page(command, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "outputs does not exist"),
+        ([], "outputs does not exist. Make a run: python -m distill;"),
         (["rnus"], "Did you mean runs?"),
         (["runs/rehearsed"], "None of the runs here is finished and scored; python -m distill recipe=NAME"),
         (["runs", "--html", "runs"], "--html runs is a folder"),

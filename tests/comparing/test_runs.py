@@ -33,6 +33,15 @@ def test_a_run_that_is_reached_on_several_ways_is_one_run(tmp_path):
     assert len(runs) == 1
 
 
+def test_a_link_to_a_run_below_a_named_folder_is_that_run(tmp_path):
+    make_run(tmp_path / "elsewhere" / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "mine" / "circle").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine" / "broken").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path / "mine") == (["linked"], {})
+
+
 def test_rehearsals_and_unfinished_runs_are_left_out_with_a_word_why(tmp_path):
     make_run(tmp_path / "rehearsed", keys={"rehearse": True})
     (make_run(tmp_path / "stopped") / "scores.json").unlink()
