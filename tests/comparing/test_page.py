@@ -98,6 +98,31 @@ def test_error_bars_reach_from_the_lowest_to_the_highest(losses, tmp_path):
     assert (heights["student"] - high) / percent == pytest.approx(5, abs=1e-3)
 
 
+def test_students_of_equal_bytes_stand_side_by_side(losses, tmp_path):
+    text, _ = page_in(losses, tmp_path / "compare.html")
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    places = re.findall(r"<title>([AB]) student: [^<]*</title>.*?<use [^>]*x=\"([-\d.]+)\"", svg, re.DOTALL)
+    x = {letter: float(place) for letter, place in places}
+    assert x["A"] + 2 < x["B"]
+
+
+def test_the_curve_is_that_of_the_lowest_seed_not_of_the_newest_run(tmp_path):
+    make_run(tmp_path / "runs" / "first", seed=0, scores={"student": 0.5})
+    newest = make_run(tmp_path / "runs" / "second", seed=1, started="2026-11-23T00:00:00+00:00")
+    (newest / "metrics.jsonl").unlink()
+    assert "Training loss of the students" in page_in(tmp_path / "runs", tmp_path / "compare.html")[0]
+
+
+def test_the_teachers_divergence_from_itself_is_left_empty(losses, tmp_path):
+    for scores in losses.glob("*/*/scores.json"):
+        edit(scores, lambda s: s["models"][0]["scores"].update(kl_to_teacher_nats=0.0123))
+    text, page = page_in(losses, tmp_path / "compare.html")
+    head = next(row for row in page.rows if "model" in row[0])
+    teacher = next(row for row in page.rows if row[0].strip() == "teacher")
+    (column,) = [place for place, name in enumerate(head) if name.startswith("KL to teacher")]
+    assert teacher[column].strip() == "" and "0.0123" not in text
+
+
 def test_text_from_outside_stays_text(tmp_path):
     run = make_run(tmp_path / "runs" / "evil", keys={"teacher.model": EVIL, "name": EVIL}, scores={"student": 0.5})
     edit(run / "scores.json", lambda s: s.update(recipe=EVIL, task=EVIL))

@@ -110,6 +110,17 @@ def test_strange_records_do_no_harm(tmp_path):
     assert any("several machines" in note for note in notes(group))
 
 
+def test_a_recipe_without_a_teacher_is_no_other_teacher(tmp_path):
+    from distill.comparing.facts import notes
+    from distill.comparing.groups import group_runs
+
+    make_run(tmp_path / "taught", scores={"student": 0.6})
+    make_run(tmp_path / "alone", scores={"student": 0.5}, options={"teacher": "none", "loss": "text"})
+    (group,) = group_runs(find_runs([tmp_path])[0])
+    assert {recipe.keys.values["teacher.kind"] for recipe in group.recipes} == {"hf", "none"}
+    assert not any("KL to the teacher" in note for note in notes(group))
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

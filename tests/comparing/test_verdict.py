@@ -118,6 +118,20 @@ def test_an_unverified_package_is_never_the_best(tmp_path):
     assert words(group_in(tmp_path)) == {"student": "", "bf16": "best", "bnb_int8": ""}
 
 
+def test_a_package_that_nobody_verified_is_neither_best_nor_taken(tmp_path):
+    make_run(tmp_path / "run", scores={"student": 0.5, "bf16": 0.4, "gguf_q8_0": 0.9})
+    edit(tmp_path / "run" / "scores.json", lambda s: s["models"][2].pop("verified") and None)
+    group = group_in(tmp_path)
+    assert [entry.verified for entry in group.entries] == [None, True, None]
+    assert (best_of(group, "package").title, to_take(group).title) == ("bf16", "bf16")
+
+
+def test_the_seed_to_take_is_the_one_that_scored_best(tmp_path):
+    for seed, value in enumerate((0.80, 0.84, 0.82)):
+        make_run(tmp_path / f"seed{seed}", seed=seed, scores={"student": 0.9, "bf16": value})
+    assert f"{tmp_path}/seed1/packages/bf16, the best of its seeds (1)." in headlines(group_in(tmp_path))[1]
+
+
 def test_packages_that_are_never_right_recommend_nothing(tmp_path):
     make_run(tmp_path / "run", scores={"student": 0.0, "bf16": 0.0})
     assert len(headlines(group_in(tmp_path))) == 1
