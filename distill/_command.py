@@ -35,17 +35,18 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except DistillError as error:
-        console().print(str(error), style="red", markup=False, emoji=False)
+        # it may quote a file: a stage's name, a folder's
+        console().print(visible_lines(str(error)), style="red", markup=False, emoji=False)
         code = error.exit_code
     except BrokenPipeError:
         # the reader (head, less) has seen enough; without this, Python complains once more on its way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        console().print(f"{error.strerror} ({error.filename})", style="red", markup=False, emoji=False)
+        console().print(visible_lines(f"{error.strerror} ({error.filename})"), style="red", markup=False, emoji=False)
         code = 1
     except Exception as error:
-        console().print(fault_of_ours(error), style="red", markup=False, emoji=False)
+        console().print(visible_lines(fault_of_ours(error)), style="red", markup=False, emoji=False)
         code = 1
         if debugging():
             traceback.print_exc()
@@ -65,6 +66,11 @@ def debugging() -> bool:
 def visible(text: str) -> str:
     """`text` with what a terminal would obey, not show, written out: a file may hold escape sequences."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def visible_lines(text: str) -> str:
+    """`visible`, with the ends of lines as they are."""
+    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill._command import Parser, output, run_and_exit
+from distill._command import Parser, output, run_and_exit, visible
 
 PIPE_WIDTH = 160
 """Columns of a table that is not read in a terminal."""
@@ -42,12 +42,12 @@ def suggestion(runs: Sequence[Path]) -> str | None:
 def _run(args: argparse.Namespace) -> int:
     from distill.comparing.groups import group_runs
     from distill.comparing.page import refuse_foreign, write_page
-    from distill.comparing.runs import find_runs, nothing_left
+    from distill.comparing.runs import DEFAULT, find_runs, nothing_left
 
     page = args.html or (None if args.json else Path("compare.html"))
     if page is not None:
         refuse_foreign(page)
-    runs, left_out = find_runs(args.folders or [Path("outputs")])
+    runs, left_out = find_runs(args.folders or [DEFAULT])
     if not runs:
         raise nothing_left(left_out)
     groups = group_runs(runs)
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
 
     out = output(PIPE_WIDTH)
     show(groups, left_out, out)
-    out.print(f"Page: {page}", markup=False, soft_wrap=True)
+    out.print(f"Page: {visible(str(page))}", markup=False, soft_wrap=True)
     return 0
 
 

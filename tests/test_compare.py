@@ -86,19 +86,23 @@ def test_what_was_left_out_is_said_and_the_rest_compared(command, tmp_path):
 
 def test_notes_name_what_makes_columns_hard_to_compare(command, tmp_path):
     make_run(tmp_path / "runs" / "old", scores={"teacher": 0.9, "student": 0.5})
-    make_run(tmp_path / "runs" / "new", scores={"student": 0.6}, started="2026-11-23T00:00:00+00:00")
+    scores = {"teacher": 0.9, "student": 0.6}
+    make_run(tmp_path / "runs" / "new", scores=scores, started="2026-11-23T00:00:00+00:00")
     changed = {"teacher.model": "org/another"}
     other = make_run(tmp_path / "runs" / "other", scores={"teacher": 0.8, "student": 0.5}, keys=changed)
-    for name in ("old", "other"):
+    for name in ("old", "new", "other"):
         edit(tmp_path / "runs" / name / "scores.json", lambda s: s["models"][0].update(path="org/teacher"))
     record = other / "record.jsonl"
     record.write_text(record.read_text().replace('"cores": 2', '"cores": 64').replace("4f1c2ab", "9999999"))
-    said = command("runs")[1]
-    assert "old counts no more: new is newer, of the same recipe and seed." in said
+    said = " ".join(command("runs")[1].split())
+    counts_no_more = "old counts no more: new is newer, of the same recipe and seed"
+    assert f"{counts_no_more}; its student scored 50.0 %, that of new 60.0 %." in said
     assert "KL to the teacher is not the same measure for all of them: teacher.model differ." in said
     assert "The teacher org/teacher scores 80.0 and 90.0" in said
     assert "Speeds are of several machines" in said and "64 cores" in said
     assert "several versions of the code: 0.1.0 4f1c2ab+dirty, 0.1.0 9999999+dirty" in said
+    edit(tmp_path / "runs" / "new" / "scores.json", lambda s: s["models"][1]["scores"].update(exact_match=0.5))
+    assert f"{counts_no_more}." in " ".join(command("runs")[1].split())
 
 
 @pytest.mark.filterwarnings("error")  # which would be lines in the terminal
@@ -113,6 +117,29 @@ def test_what_a_terminal_would_obey_is_written_out(command, tmp_path):
     assert (code, error) == (0, "")
     assert "\x1b" not in said and "\u202e" not in said and "\nA  student 100" not in said
     assert r"[red]\x1b[2J\u202ex\nA" in said
+
+
+def test_bytes_that_are_no_utf8_stop_neither_page_nor_json(command, tmp_path):
+    run = make_run(tmp_path / "runs" / "b\udcffd", report=True)
+    record = (run / "record.jsonl").read_text()
+    (run / "record.jsonl").write_text(record.replace("recipe=quickstart", "recipe=q\\udcfe"))
+    (make_run(tmp_path / "runs" / "left\udcfd") / "scores.json").unlink()
+    code, _, error = command("runs")
+    assert (code, error) == (0, "")
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    assert 'href="runs/b%FFd/report.html"' in page  # the byte itself, as a browser asks for it
+    assert r"runs/b\udcffd" in page and r"recipe=q\udcfe" in page and r"left\udcfd" in page
+    assert json.loads(command("runs", "--json")[1])["groups"][0]["recipes"][0]["runs"] == ["runs/b\udcffd"]
+
+
+def test_an_error_that_quotes_a_record_writes_out_what_a_terminal_would_obey(command, tmp_path):
+    run = make_run(tmp_path / "runs" / "run")
+    (run / "scores.json").unlink()
+    with (run / "record.jsonl").open("a") as record:
+        record.write(json.dumps({"event": "stage", "name": "\x1b]0;pwn\x07"}) + "\n")
+    code, _, error = command("runs")
+    assert code == 2 and r"it ended after \x1b]0;pwn\x07" in error
+    assert "\x1b" not in error and "\x07" not in error and error.count("\n") > 1
 
 
 def test_json_says_the_same_in_full_digits_and_writes_no_page(command, tmp_path):
@@ -136,7 +163,7 @@ def test_json_says_the_same_in_full_digits_and_writes_no_page(command, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "outputs does not exist"),
+        ([], "outputs does not exist. Make a run: python -m distill;"),
         (["rnus"], "Did you mean runs?"),
         (["runs/rehearsed"], "None of the runs here is finished and scored; python -m distill recipe=NAME"),
         (["runs", "--html", "runs"], "--html runs is a folder"),

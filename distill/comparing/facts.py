@@ -6,7 +6,10 @@ from distill.comparing.groups import Group
 from distill.comparing.recipe_keys import differing, shown
 from distill.comparing.runs import LeftOut, ScoredRun
 
-APART = "Groups were judged on different rows, or in different ways: compare nothing across them."
+APART = (
+    "Groups were judged on different rows, on rows that were not recorded, or in different ways: "
+    "compare nothing across them."
+)
 ROWS_SHOWN = 12
 """Characters of the hash of evaluation rows: enough to tell groups apart."""
 THE_TEACHER = ("teacher.kind", "teacher.model", "teacher.revision", "teacher.quantization", "teacher.dtype")
@@ -31,7 +34,8 @@ def judged_line(group: Group, groups: Sequence[Group]) -> str:
 def notes(group: Group) -> list[str]:
     """What a reader has to know before trusting a column; empty where nothing is wrong."""
     found = [
-        f"{old.path.name} counts no more: {new.path.name} is newer, of the same recipe and seed."
+        f"{old.path.name} counts no more: {new.path.name} is newer, of the same recipe and seed"
+        f"{_scored_otherwise(old, new, group)}."
         for old, new in group.outdated
     ]
     runs = [run for recipe in group.recipes for run in recipe.runs]
@@ -57,6 +61,18 @@ def notes(group: Group) -> list[str]:
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
     """One line a run that is not compared."""
     return [f"Left out: {each.path}: {each.why}." for each in sorted(left_out, key=lambda each: str(each.path))]
+
+
+def _scored_otherwise(old: ScoredRun, new: ScoredRun, group: Group) -> str:
+    """What two students of one recipe and seed score, where that is not the same; empty where it is."""
+    scored = [
+        [group.score.show((m.scores or {}).get(group.task)) for m in run.models if m.kind == "student"]
+        for run in (old, new)
+    ]
+    if not all(scored) or scored[0][0] == scored[1][0]:
+        return ""
+    before, now = (f"{each[0]} {group.score.unit}".rstrip() for each in scored)
+    return f"; its student scored {before}, that of {new.path.name} {now}"
 
 
 def _teachers_scores(group: Group) -> dict[str, set[float]]:

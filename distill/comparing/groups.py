@@ -130,12 +130,30 @@ def group_runs(runs: Iterable[ScoredRun]) -> list[Group]:
     """Groups by what was judged, the one with most runs first. The order of `runs` does not matter."""
     by_rows: dict[str, list[ScoredRun]] = {}
     judged: dict[str, Keys] = {}
-    for run in sorted(runs, key=lambda run: run.age):
-        where = judged_on(run.keys, run.folder.scores, run.folder.task)
+    ordered = sorted(runs, key=lambda run: run.age)
+    hashes = _hashes(ordered)
+    for run in ordered:
+        told = hashes.get(_judged_by_keys(run), set())
+        # an older version recorded no hash; others of the same keys all agree on one
+        known = {"evaluation_rows": min(told)} if len(told) == 1 else {}
+        where = judged_on(run.keys, {**known, **run.folder.scores}, run.folder.task)
         judged[where.identity] = where
         by_rows.setdefault(where.identity, []).append(run)
     order = sorted(by_rows, key=lambda identity: (-len(by_rows[identity]), identity))
     return [_group(by_rows[identity], judged[identity]) for identity in order]
+
+
+def _hashes(runs: Iterable[ScoredRun]) -> dict[str, set[str]]:
+    """Keys that choose evaluation rows → the hashes of these rows that runs with such keys recorded."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if isinstance(rows := run.folder.scores.get("evaluation_rows"), str):
+            found.setdefault(_judged_by_keys(run), set()).add(rows)
+    return found
+
+
+def _judged_by_keys(run: ScoredRun) -> str:
+    return judged_on(run.keys, {}, run.folder.task).identity
 
 
 def spread(values: Iterable[object]) -> Spread | None:
@@ -163,13 +181,14 @@ def _group(runs: Sequence[ScoredRun], judged: Keys) -> Group:
         entries = tuple(replace(entry, recipes=(own,) if own else ()) for entry in recipe.entries)
         teaches = tuple(of for of, other in zip(letters, recipes, strict=True) if _is_teacher(recipe, other))
         lettered.append(replace(recipe, letter=own, entries=entries, teaches=teaches))
+    shared = _shared(lettered)
     return Group(
         task=task,
         judged_on=judged,
         recipes=tuple(lettered),
-        shared=tuple(_shared(lettered)),
+        shared=tuple(shared),
         differences=tuple(differing([recipe.keys for recipe in lettered])),
-        outdated=tuple(pair for recipe in lettered for pair in _outdated(recipe)),
+        outdated=tuple(pair for recipe in lettered for pair in _outdated(recipe, shared)),
     )
 
 
@@ -206,7 +225,13 @@ def _is_teacher(recipe: RecipeRuns, other: RecipeRuns) -> bool:
 
 def _package(run: ScoredRun, model: Model) -> str:
     """What makes a package what it is: its name and the options of its compression."""
-    return f"{model.name} {run.keys.below(f'compression.{model.name}.').identity}"
+    return f"{model.name} {_options(run, model).identity}"
+
+
+def _options(run: ScoredRun, model: Model) -> Keys:
+    """Those of a package's compression that decide what is made; max_kl_nats decides what is said of it."""
+    options = run.keys.below(f"compression.{model.name}.")
+    return options.only(key for key in options.values if key != "max_kl_nats")
 
 
 def _package_names(runs: Iterable[ScoredRun]) -> dict[str, str]:
@@ -215,8 +240,7 @@ def _package_names(runs: Iterable[ScoredRun]) -> dict[str, str]:
     for run in runs:
         for model in run.models:
             if model.kind == "package":
-                below = run.keys.below(f"compression.{model.name}.")
-                options.setdefault(model.name, {})[_package(run, model)] = below
+                options.setdefault(model.name, {})[_package(run, model)] = _options(run, model)
     names = {}
     for name, several in options.items():
         keys = differing(list(several.values()))
@@ -254,8 +278,8 @@ def _figures(model: Model) -> list[tuple[str, float | None]]:
     return sorted((model.scores or {}).items())
 
 
-def _outdated(recipe: RecipeRuns) -> Iterable[tuple[ScoredRun, ScoredRun]]:
-    counting = {run.age for entry in recipe.entries for run, _ in entry.made}
+def _outdated(recipe: RecipeRuns, shared: Sequence[Entry]) -> Iterable[tuple[ScoredRun, ScoredRun]]:
+    counting = {run.age for entry in (*recipe.entries, *shared) for run, _ in entry.made}
     for run in recipe.runs:
         if run.age not in counting:
             yield run, next(other for other in reversed(recipe.runs) if other.seed == run.seed)

@@ -14,7 +14,8 @@ SHARED_SOURCE = ("path", "split", "shuffle_seed")
 def judged_on(keys: Keys, scores: Mapping[str, Any], task: str | None) -> Keys:
     """The task, how it was measured, and the rows: their hash in scores.json.
 
-    A run of an older distill recorded none; the keys of its recipe that choose evaluation rows take its place.
+    A run of an older distill recorded none; the keys of its recipe that choose evaluation rows take its place, unless
+    `group_runs` knows the hash from other runs with such keys.
     """
     measured = {key: value for key, value in keys.values.items() if key.startswith("evaluation.")}
     left_out = {"evaluation.speed", "evaluation.samples"}

@@ -20,6 +20,8 @@ OURS = '<meta name="generator" content="distill.compare">'
 TEMPLATE = Path(__file__).with_name("_page.html.j2")
 MOST_LABELS = 12
 """Points that all have their names; of more, packages off the front have theirs in the tooltip alone."""
+MOST_STUDENTS = 60
+"""Points beyond which that goes for all: nobody reads hundreds of names, and placing them takes a minute."""
 
 
 def refuse_foreign(page: Path) -> None:
@@ -43,12 +45,15 @@ def write_page(groups: Sequence[Group], left_out: Sequence[LeftOut], page: Path)
         "groups": shown,
         "left_out": left_out_lines(left_out),
     }
-    write_whole(page, render(TEMPLATE, values))
+    # a folder's name or a recorded command may hold bytes that are no UTF-8
+    write_whole(page, render(TEMPLATE, values).encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> dict[str, Any]:
     """What the template shows of one group, under the names that it uses."""
-    told = verdicts(group)
+    told, losses = verdicts(group), _losses(group)
+    # by the recipe's place, as its tag: one without a curve shifts nobody's colour
+    series = {recipe.letter or "student": place % NUM_SERIES for place, recipe in enumerate(group.recipes)}
     return {
         "title": title_of(group),
         "judged": judged_line(group, groups),
@@ -58,8 +63,8 @@ def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> di
         "has_proofs": any(entry.verified is not None for entry in group.entries),
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if any(e.kind == k for e in group.entries)],
         "quality": pair(quality_svg, _points(group), group.task, name=f"quality-{number}"),
-        "losses": pair(loss_svg, _losses(group), name=f"loss-{number}"),
-        "curves": list(curves(_losses(group))),
+        "losses": pair(loss_svg, losses, name=f"loss-{number}", series=series),
+        "curves": [(curve, series[curve]) for curve in curves(losses)],
         "columns": group.scores,
         "rows": [_row(entry, word, group) for entry, word in zip(group.entries, told, strict=True)],
         "meanings": {word: meaning for word, meaning in MEANING.items() if word in told},
@@ -84,6 +89,7 @@ def _points(group: Group) -> list[dict[str, Any]]:
     models = as_models(group.entries, group.task)
     letters = [recipe.letter for recipe in group.recipes]
     drawn = [(m["bytes"], m["scores"][group.task]) for m in models if m["bytes"] and m["scores"]]
+    crowded = len(drawn) > MOST_STUDENTS
     front = pareto_front(drawn, lower_is_better=group.score.lower_is_better)
     for model, entry in zip(models, group.entries, strict=True):
         found = entry.score(group.task)
@@ -95,7 +101,7 @@ def _points(group: Group) -> list[dict[str, Any]]:
             middle, step = (len(letters) - 1) / 2, min(0.012, 0.1 / len(letters))
             model |= {"series": place, "shift": (place - middle) * step}
         on_front = found is not None and (model["bytes"], found.mean) in front
-        if len(drawn) > MOST_LABELS and entry.kind == "package" and not on_front:
+        if len(drawn) > MOST_LABELS and not on_front and (entry.kind == "package" or crowded):
             model["label"] = ""
     return models
 
@@ -135,14 +141,13 @@ def _cell(found: Spread | None, score: Score) -> tuple[str, str]:
 
 def _run(run: ScoredRun, recipe: RecipeRuns, page: Path) -> dict[str, Any]:
     report = run.path / "report.html"
+    seen_from_here = os.path.relpath(report.resolve(), page.absolute().parent.resolve())
     start = run.folder.start
     return {
         "letter": recipe.letter,
         "seed": "" if run.seed is None else run.seed,
         "path": str(run.path),
-        "report": quote(os.path.relpath(report.resolve(), page.absolute().parent.resolve()))
-        if report.is_file()
-        else "",
+        "report": quote(os.fsencode(seen_from_here)) if report.is_file() else "",
         "started": start.get("time") or "",
         "command": start.get("command") or "",
     }

@@ -7,14 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.recipe import GROUPS, Recipe, options_of
+from distill.teacher._asking import NEEDED_BY
+from distill.teacher._served import PACE
 
 NOT_THE_STUDENTS = ("seed", "until", "rehearse", "hardware", "licence", "tracking", "evaluation")
 """Keys, or groups of them, that change no weight. The seed does; runs that differ in it alone are one recipe."""
 NOT_THE_STUDENTS += ("baselines", "compression")
 """Which other models a run made; how it made a package belongs to that package."""
-NOT_THE_STUDENTS += ("training.save_steps", "training.logging_steps")
+NOT_THE_STUDENTS += ("training.save_steps", "training.logging_steps", "training.sharding")
+NOT_THE_STUDENTS += ("training.gradient_accumulation_steps", "training.gradient_checkpointing")
+"""What is seen and kept, and where things lie meanwhile: the same sums, cut otherwise."""
 NOT_THE_STUDENTS += tuple(f"data.{key}" for key in ("eval_path", "eval_split", "evaluation_rows", "new_template_rows"))
 """What models are judged on; see `judged_on`."""
+NOT_THE_TEACHERS = ("batch_size", *PACE, "key_env", "max_cost", "python", "start_seconds", "gpu_memory_utilization")
+NOT_THE_TEACHERS += ("price_per_million_prompt_tokens", "price_per_million_answer_tokens")
+NOT_THE_TEACHERS += ("tensor_parallel_size", "pipeline_parallel_size")
+"""Keys of a teacher, or of each of several, that change nothing in what it says."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,36 @@ def keys_of(recipe: Mapping[str, Any]) -> Keys:
 
 
 def students_keys(keys: Keys) -> Keys:
-    """Those that decide the student's weights, the seed aside."""
-    return keys.only(k for k in keys.values if not any(f"{k}.".startswith(f"{no}.") for no in NOT_THE_STUDENTS))
+    """Those that decide the student's weights, the seed aside. Targets that auto would choose are written auto."""
+    own = keys.only(k for k in keys.values if not any(f"{k}.".startswith(f"{no}.") for no in NOT_THE_STUDENTS))
+    kind, by_auto = _targets(own.values)
+    left_out = {*NOT_THE_TEACHERS, *(name for name, needed_by in NEEDED_BY.items() if needed_by != kind)}
+    values = {}
+    for key, value in own.values.items():
+        of, _, name = key.rpartition(".")
+        if of == "teacher" or of.startswith("teacher.teachers."):
+            if name in left_out or (name == "targets" and kind in {None, "next"}):
+                continue
+            if name == "targets":
+                value = "auto" if kind == by_auto else kind
+                if value == "auto" and of != "teacher":
+                    continue  # defaults of one of several teachers are not filled in
+        values[key] = value
+    return Keys(values, own.defaults)
+
+
+def _targets(values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What is stored of the teacher's distributions, and what auto would store; as `Recipe.target_kind` says."""
+    loss = values.get("loss.kind")
+    if values.get("teacher.kind") == "none" or values.get("teacher.live") is True or loss == "text":
+        return None, None
+    if loss == "aligned":
+        return "next", "next"
+    owners = {key.rpartition(".")[0] for key in values if key.startswith("teacher.teachers.")} or {"teacher"}
+    whole = all(values.get(f"{owner}.kind") == "hf" for owner in owners)
+    by_auto = "sampled" if loss == "forward_kl" and whole else "top_k"
+    asked = sorted({str(values.get(f"{owner}.targets", "auto")) for owner in owners} - {"auto"})
+    return (asked[0] if asked else by_auto), by_auto
 
 
 def differing(several: Sequence[Keys]) -> list[str]:

@@ -21,6 +21,8 @@ from distill.stages._number import is_finite
 
 MARKS = ("record.jsonl", "recipe.yaml")
 """A folder with one of them is a run; what lies deeper belongs to it."""
+DEFAULT = Path("outputs")
+"""Where runs are looked for when nobody names a folder."""
 
 
 @checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="ignore"))
@@ -105,6 +107,8 @@ def _check(folder: Path) -> None:
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     near = difflib.get_close_matches(folder.name, beside, n=1)
     hint = f"Did you mean {folder.parent / near[0]}?" if near else "Name the folder of a run, or one with runs below."
+    if folder == DEFAULT and not near:
+        hint = "Make a run: python -m distill; or name the folder of one."
     raise RecipeError(f"{folder} does not exist. {hint}")
 
 
@@ -117,6 +121,9 @@ def _below(folder: Path) -> Iterator[Path]:
             names.clear()  # an artifact of the store
         else:
             names[:] = sorted(name for name in names if not name.startswith("."))
+            # os.walk follows no link, lest it goes in circles; one to a run itself is the run
+            linked = [Path(where, name) for name in names if Path(where, name).is_symlink()]
+            yield from (link for link in linked if any((link / mark).is_file() for mark in MARKS))
 
 
 def _read(path: Path) -> ScoredRun | LeftOut:

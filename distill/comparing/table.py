@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from distill._command import visible
+from distill._command import visible, visible_lines
 from distill.comparing.groups import Entry, Group
 from distill.comparing.verdict import verdicts
 from distill.stages._number import Score, digits, size
@@ -32,7 +32,7 @@ def table(group: Group, width: int) -> "Table":
     for head, _ in names:
         drawn.add_column(head, overflow="fold", min_width=1)
     for head, _ in figures:
-        drawn.add_column(Text(_visible_lines(head)), justify="right", vertical="bottom", no_wrap=True)
+        drawn.add_column(Text(visible_lines(head)), justify="right", vertical="bottom", no_wrap=True)
     drawn.add_column("", no_wrap=True)
     has_packages = any(entry.kind == "package" for entry in group.entries)
     before: Entry | None = None
@@ -66,11 +66,6 @@ def _figures(group: Group, width: int) -> list[Column]:
     if any(entry.verified is not None for entry in group.entries):
         columns.append(("veri-\nfied", _proof))
     return columns
-
-
-def _visible_lines(text: str) -> str:
-    """`text` with what a terminal would obey written out, line ends aside."""
-    return "\n".join(visible(line) for line in text.split("\n"))
 
 
 def _head(score: Score, width: int) -> str:

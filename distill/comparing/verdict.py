@@ -13,7 +13,7 @@ from distill.stages.report import pick
 
 Word = Literal["best", "overlap", "apart", "1 seed", ""]
 MEANING = {
-    "best": "best mean of its kind",
+    "best": "best mean of its kind, equal ones too; of one seed, no more than that",
     "overlap": "its range and that of the best overlap: the seeds show no difference",
     "apart": "its range and that of the best do not overlap",
     "1 seed": "one seed on a side: nothing says how much of the difference is chance",
@@ -127,8 +127,10 @@ def _word(entry: Entry, best: Entry | None, group: Group) -> Word:
     found = entry.score(group.task)
     if best is None or found is None:
         return ""
-    if entry == best:
-        return "best" if sum(other.kind == entry.kind for other in group.competing) > 1 else ""
+    if _shown(entry, group) == _shown(best, group) and (entry.kind != "package" or entry.verified):
+        # where all show the same, none is better than another
+        shown_means = {_shown(other, group) for other in group.competing if other.kind == entry.kind}
+        return "best" if len(shown_means) > 1 else ""
     if entry.recipes == best.recipes:
         return ""
     of_best = best.score(group.task)
@@ -136,6 +138,11 @@ def _word(entry: Entry, best: Entry | None, group: Group) -> Word:
     if min(found.num_seeds, of_best.num_seeds) == 1:
         return "1 seed"
     return "overlap" if _overlap(found, of_best) else "apart"
+
+
+def _shown(entry: Entry, group: Group) -> str:
+    found = entry.score(group.task)
+    return group.score.show(found.mean if found else None)
 
 
 def _best_recipe(group: Group) -> str:
@@ -193,7 +200,8 @@ def _package(group: Group) -> str:
     if chosen is None or chosen.bytes is None or (group.score.unit == "%" and found and not found.mean):
         return ""  # nothing right at all recommends nothing
     reach = f"{written(found, group.score)} in {size(chosen.bytes.mean)}"
-    said = f"Package to take: {chosen.title}, {reach}, the smallest verified one within a point of the best"
+    slack = "a point" if group.score.unit == "%" else "one percent"
+    said = f"Package to take: {chosen.title}, {reach}, the smallest verified one within {slack} of the best"
     run, folder = best_made(chosen, group)
     seed = f", the best of its seeds ({run.seed})" if len(chosen.made) > 1 else ""
     return f"{said}: {folder}{seed}."

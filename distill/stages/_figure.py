@@ -74,10 +74,17 @@ def quality_svg(
         return _svg(figure, prefix, tooltips)
 
 
-def loss_svg(metrics: Sequence[Mapping[str, Any]], *, narrow: bool = False, name: str = "loss") -> str | None:
+def loss_svg(
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    narrow: bool = False,
+    name: str = "loss",
+    series: Mapping[str, int] | None = None,
+) -> str | None:
     """Each model's training loss in nats per token against the tokens it has seen; None without a curve.
 
-    Colours are `series-0`, `series-1`, … in the order of `curves`. The scale is logarithmic over a factor of 20.
+    Colours are `series-0`, `series-1`, … in the order of `curves`, or those that `series` has for
+    their names. The scale is logarithmic over a factor of 20.
     """
     lines = curves(metrics)
     if not lines:
@@ -90,8 +97,8 @@ def loss_svg(metrics: Sequence[Mapping[str, Any]], *, narrow: bool = False, name
         if min(losses) > 0 and max(losses) / min(losses) > 20:
             axes.set_yscale("log")
             _log_marks(axes.yaxis, losses)
-        for index, (xs, ys) in enumerate(lines.values()):
-            colour = _COLOUR[f"series-{index % NUM_SERIES}"]
+        for index, (model, (xs, ys)) in enumerate(lines.items()):
+            colour = _COLOUR[f"series-{(series or {}).get(model, index) % NUM_SERIES}"]
             axes.plot([x / unit for x in xs], ys, color=colour, linewidth=1.8, solid_joinstyle="round")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(_plain)

@@ -59,6 +59,17 @@ def test_the_same_seed_again_is_no_other_seed_and_the_newest_counts(tmp_path):
     assert [(old.path.name, new.path.name) for old, new in group.outdated] == [("b_old", "newest"), ("a_new", "newest")]
 
 
+def test_a_run_whose_baseline_stands_in_the_table_still_counts(tmp_path):
+    make_run(tmp_path / "old", scores={"baseline_text": 0.3, "student": 0.5})
+    make_run(tmp_path / "new", scores={"student": 0.5}, started="2026-11-23T00:00:00+00:00")
+    (group,) = groups_in(tmp_path)
+    assert [(entry.title, entry.made[0][0].path.name) for entry in group.entries] == [
+        ("baseline_text", "old"),
+        ("student", "new"),
+    ]
+    assert group.outdated == ()
+
+
 def test_a_sweep_over_compressions_is_one_student_with_all_its_packages(tmp_path):
     make_run(tmp_path / "0", scores={"student": 0.5, "bf16": 0.4}, options={"compression": ["bf16"]})
     make_run(tmp_path / "1", scores={"student": 0.5, "bnb_int8": 0.3}, options={"compression": ["bnb_int8"]})
@@ -76,6 +87,14 @@ def test_packages_of_one_name_and_several_options_say_so(tmp_path):
         "bnb_nf4_lora rank=8": ((0.08, 0.08, 0.08), 1),
         "bnb_nf4_lora rank=16": ((0.16, 0.16, 0.16), 1),
     }
+
+
+def test_a_package_that_may_differ_more_from_its_student_is_the_same_package(tmp_path):
+    for seed in (0, 1):
+        limit = {"compression.bnb_nf4_lora.max_kl_nats": 0.1 + seed}
+        make_run(tmp_path / str(seed), seed=seed, scores={"student": 0.5, "bnb_nf4_lora": 0.4}, keys=limit)
+    (group,) = groups_in(tmp_path)
+    assert [(e.title, spread(e)[1]) for e in group.entries] == [("student", 2), ("bnb_nf4_lora", 2)]
 
 
 def test_teacher_and_baselines_stand_once_where_all_share_them(tmp_path):
@@ -102,6 +121,22 @@ def test_what_was_judged_on_other_rows_is_another_group(tmp_path):
         ["b", "c"],
         ["a"],
     ]
+
+
+def test_a_run_without_the_hash_of_its_rows_takes_it_from_runs_of_the_same_keys(tmp_path):
+    make_run(tmp_path / "old", scores={"student": 0.5}, rows=None)
+    make_run(tmp_path / "again", scores={"student": 0.5}, rows="aa", started="2026-11-23T00:00:00+00:00")
+    make_run(tmp_path / "other", scores={"student": 0.5}, rows=None, keys={"data.evaluation_rows": 7})
+    groups = groups_in(tmp_path)
+    assert [(len(group.recipes[0].runs), group.judged_on.values["rows"]) for group in groups] == [
+        (2, "aa"),
+        (1, "not recorded"),
+    ]
+    # two hashes of the same keys: the files changed between the runs, and nobody knows which the old run read
+    make_run(tmp_path / "changed", scores={"student": 0.5}, rows="bb")
+    assert sorted(str(group.judged_on.values["rows"]) for group in groups_in(tmp_path)) == [
+        "aa", "bb", "not recorded", "not recorded",
+    ]  # fmt: skip
 
 
 def test_a_teachers_own_recipe_comes_last_and_does_not_compete(tmp_path):

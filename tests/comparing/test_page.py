@@ -35,7 +35,8 @@ def values(page: Page, *names: str) -> list[str]:
 def losses(tmp_path) -> Path:
     """Two losses, two seeds, with two groups, packages, reports and a run that is left out."""
     for loss, seed in (("jsd", 0), ("jsd", 1), ("forward_kl", 0), ("forward_kl", 1)):
-        scores = {"teacher": 0.9, "baseline_text": 0.3, "student": 0.5 + seed / 10, "bf16": 0.5, "gguf_q8_0": 0.4}
+        student = {"jsd": 0.5, "forward_kl": 0.48}[loss] + seed / 10
+        scores = {"teacher": 0.9, "baseline_text": 0.3, "student": student, "bf16": 0.5, "gguf_q8_0": 0.4}
         make_run(tmp_path / f"runs/{loss}/{seed}", seed=seed, scores=scores, options={"loss": loss}, report=True)
     make_run(tmp_path / "runs/elsewhere", rows="other rows")
     make_run(tmp_path / "runs/rehearsed", keys={"rehearse": True})
@@ -97,6 +98,31 @@ def test_error_bars_reach_from_the_lowest_to_the_highest(losses, tmp_path):
     assert (heights["student"] - high) / percent == pytest.approx(5, abs=1e-3)
 
 
+def test_students_of_equal_bytes_stand_side_by_side(losses, tmp_path):
+    text, _ = page_in(losses, tmp_path / "compare.html")
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    places = re.findall(r"<title>([AB]) student: [^<]*</title>.*?<use [^>]*x=\"([-\d.]+)\"", svg, re.DOTALL)
+    x = {letter: float(place) for letter, place in places}
+    assert x["A"] + 2 < x["B"]
+
+
+def test_the_curve_is_that_of_the_lowest_seed_not_of_the_newest_run(tmp_path):
+    make_run(tmp_path / "runs" / "first", seed=0, scores={"student": 0.5})
+    newest = make_run(tmp_path / "runs" / "second", seed=1, started="2026-11-23T00:00:00+00:00")
+    (newest / "metrics.jsonl").unlink()
+    assert "Training loss of the students" in page_in(tmp_path / "runs", tmp_path / "compare.html")[0]
+
+
+def test_the_teachers_divergence_from_itself_is_left_empty(losses, tmp_path):
+    for scores in losses.glob("*/*/scores.json"):
+        edit(scores, lambda s: s["models"][0]["scores"].update(kl_to_teacher_nats=0.0123))
+    text, page = page_in(losses, tmp_path / "compare.html")
+    head = next(row for row in page.rows if "model" in row[0])
+    teacher = next(row for row in page.rows if row[0].strip() == "teacher")
+    (column,) = [place for place, name in enumerate(head) if name.startswith("KL to teacher")]
+    assert teacher[column].strip() == "" and "0.0123" not in text
+
+
 def test_text_from_outside_stays_text(tmp_path):
     run = make_run(tmp_path / "runs" / "evil", keys={"teacher.model": EVIL, "name": EVIL}, scores={"student": 0.5})
     edit(run / "scores.json", lambda s: s.update(recipe=EVIL, task=EVIL))
@@ -134,6 +160,20 @@ def test_without_sizes_curves_or_scores_a_section_is_missing(tmp_path):
     assert "svg" not in page.tags and "What differs" not in text and "Training loss" not in text
 
 
+def test_a_curve_has_the_colour_of_its_recipe_where_another_has_no_curve(tmp_path):
+    for loss, value in (("jsd", 0.9), ("forward_kl", 0.8), ("reverse_kl", 0.7)):
+        make_run(tmp_path / "runs" / loss, scores={"student": value}, options={"loss": loss})
+    (tmp_path / "runs" / "jsd" / "metrics.jsonl").unlink()
+    text, _ = page_in(tmp_path / "runs", tmp_path / "compare.html")
+    for letter, place in (("B", 1), ("C", 2)):
+        assert f'class="letter" style="--colour: var(--series-{place})">{letter}<' in text
+        assert f'class="chip curve" style="--colour: var(--series-{place})">{letter}<' in text
+    assert 'class="chip curve" style="--colour: var(--series-0)' not in text
+    after = text[text.index("Training loss of the students") :]
+    strokes = re.findall(r"stroke: var\(--(series-\d)\)", after[after.index("<svg") : after.index("</svg>")])
+    assert list(dict.fromkeys(strokes)) == ["series-1", "series-2"]
+
+
 def test_many_points_keep_the_names_that_matter(tmp_path):
     packages = ("bf16", "bnb_int8", "bnb_nf4", "bnb_nf4_lora", "gguf_q8_0")
     for number, loss in enumerate(("jsd", "forward_kl", "reverse_kl")):
@@ -144,6 +184,16 @@ def test_many_points_keep_the_names_that_matter(tmp_path):
     named = set(re.findall(r">([ABC] \w+)</text>", svg))
     # all students, and of the packages the one on the front: the smallest of the best recipe
     assert named == {"A student", "B student", "C student", "A gguf_q8_0"}
+
+
+def test_of_hundreds_of_points_the_front_alone_has_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.comparing.page.MOST_STUDENTS", 12)
+    for number, loss in enumerate(("jsd", "forward_kl", "reverse_kl")):
+        scores = dict.fromkeys(("student", "bf16", "bnb_int8", "bnb_nf4", "gguf_q8_0"), 0.4 - number / 10)
+        make_run(tmp_path / "runs" / loss, scores={**scores, "student": 0.5 - number / 10}, options={"loss": loss})
+    text, _ = page_in(tmp_path / "runs", tmp_path / "compare.html")
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    assert set(re.findall(r">([ABC] \w+)</text>", svg)) == {"A student", "A gguf_q8_0"}
 
 
 def test_the_same_runs_give_the_same_bytes_in_any_process(losses, tmp_path):

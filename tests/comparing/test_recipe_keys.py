@@ -1,14 +1,20 @@
 """Which keys of a recipe set runs apart."""
 
+from dataclasses import asdict
+
+import pytest
+
 from distill.comparing.judged_on import SHARED_SOURCE, TRAINING_ROWS, judged_on
 from distill.comparing.recipe_keys import (
     NOT_THE_STUDENTS,
+    NOT_THE_TEACHERS,
     Keys,
     differing,
     keys_of,
     students_keys,
 )
-from distill.recipe import GROUPS, Recipe, fields_of, options_of
+from distill.recipe import GROUPS, Recipe, fields_of, options_of, parse
+from distill.stages import train
 
 
 def keys(loss=None, **more):
@@ -54,6 +60,67 @@ def test_the_names_of_keys_are_names_that_recipes_have():
         assert group in Recipe.__dataclass_fields__
         assert not key or key in (data if group == "data" else keys_of({}).below("training.").values)
     assert set(GROUPS) <= set(Recipe.__dataclass_fields__)
+
+
+HF = {"kind": "hf", "model": "org/teacher"}
+SERVER = {"kind": "server", "base_url": "http://localhost:1/v1", "model": "m", "tokenizer": "org/teacher"}
+VLLM = {"kind": "vllm", "model": "org/teacher"}
+
+
+def recipe_of(teacher=HF, loss="forward_kl", **more):
+    body = {"name": "x", "data": {"kind": "word_problems"}, "teacher": teacher, "loss": {"kind": loss}}
+    body |= {
+        "student": {"kind": "scratch"},
+        "adapter": {"kind": "none"},
+        "compression": {},
+        "tracking": {"kind": "none"},
+    }
+    return body | {"evaluation": {"kind": "exact_match"}} | more
+
+
+def test_what_the_stages_leave_out_of_their_fingerprints_sets_no_recipe_apart():
+    recipe = parse(recipe_of())
+    of_training = set(asdict(recipe.training)) - set(train.settings(recipe, "student")["training"])
+    assert "sharding" in of_training
+    assert {f"training.{name}" for name in of_training} <= set(NOT_THE_STUDENTS)
+    for teacher in (SERVER, VLLM):
+        option = parse(recipe_of(teacher)).teacher
+        # the files behind these count, wherever they lie; targets are compared by their kind
+        of_teacher = set(asdict(option)) - set(option.decides("top_k")) - {"tokenizer", "targets"}
+        assert "requests_per_minute" in of_teacher
+        assert of_teacher <= set(NOT_THE_TEACHERS)
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "jsd", "text"])
+@pytest.mark.parametrize("teacher", [HF, SERVER, {**HF, "live": True}, {**HF, "targets": "top_k"}])
+def test_targets_count_by_the_kind_that_is_stored(teacher, loss):
+    """Where a recipe has the kind that `Recipe.target_kind` says, writing that kind out is no difference."""
+    kind = parse(recipe_of(teacher, loss)).target_kind
+
+    def identity(**more):
+        return students_keys(keys_of(recipe_of({**teacher, **more}, loss))).identity
+
+    if kind is not None:
+        assert identity() == identity(targets=kind)
+        assert identity() != identity(targets="dense")
+    assert (identity() == identity(top_k=7)) == (kind != "top_k")
+    if teacher["kind"] == "hf":
+        assert (identity() == identity(draws=7)) == (kind != "sampled")
+    assert identity() == identity(batch_size=3) != identity(temperature=1.0)
+
+
+def test_the_pace_of_one_of_several_teachers_sets_no_recipe_apart():
+    def identity(hf, server):
+        several = {"kind": "routed", "teachers": {"a": {**HF, **hf}, "b": {**SERVER, **server}}}
+        return students_keys(keys_of(recipe_of(several))).identity
+
+    assert identity({}, {}) == identity({"batch_size": 3}, {"concurrency": 1}) == identity({"targets": "top_k"}, {})
+    assert identity({}, {}) != identity({"temperature": 1.0}, {})
+
+
+def test_a_sweep_over_losses_with_targets_of_their_own_differs_in_the_loss_alone():
+    several = [students_keys(keys_of(recipe_of(loss=loss))) for loss in ("forward_kl", "jsd", "text")]
+    assert differing(several) == ["loss.kind"]
 
 
 def judged(rows=None, max_length=512, **recipe):

@@ -33,6 +33,15 @@ def test_a_run_that_is_reached_on_several_ways_is_one_run(tmp_path):
     assert len(runs) == 1
 
 
+def test_a_link_to_a_run_below_a_named_folder_is_that_run(tmp_path):
+    make_run(tmp_path / "elsewhere" / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "elsewhere" / "run")
+    (tmp_path / "mine" / "circle").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine" / "broken").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path / "mine") == (["linked"], {})
+
+
 def test_rehearsals_and_unfinished_runs_are_left_out_with_a_word_why(tmp_path):
     make_run(tmp_path / "rehearsed", keys={"rehearse": True})
     (make_run(tmp_path / "stopped") / "scores.json").unlink()
@@ -99,6 +108,17 @@ def test_strange_records_do_no_harm(tmp_path):
     make_run(tmp_path / "other", seed=1)
     (group,) = group_runs(find_runs([tmp_path])[0])
     assert any("several machines" in note for note in notes(group))
+
+
+def test_a_recipe_without_a_teacher_is_no_other_teacher(tmp_path):
+    from distill.comparing.facts import notes
+    from distill.comparing.groups import group_runs
+
+    make_run(tmp_path / "taught", scores={"student": 0.6})
+    make_run(tmp_path / "alone", scores={"student": 0.5}, options={"teacher": "none", "loss": "text"})
+    (group,) = group_runs(find_runs([tmp_path])[0])
+    assert {recipe.keys.values["teacher.kind"] for recipe in group.recipes} == {"hf", "none"}
+    assert not any("KL to the teacher" in note for note in notes(group))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,19 @@ def test_ranges_apart_come_with_how_often_chance_does_that(tmp_path):
     )
 
 
+def test_means_that_look_the_same_are_best_together_and_none_where_all_do(tmp_path):
+    results = {"jsd": {0: 0.8, 1: 0.9}, "text": {0: 0.8499, 1: 0.8499}, "forward_kl": {0: 0.2, 1: 0.3}}
+    assert words(group_in(sweep(tmp_path / "a", results))) == {
+        "A student": "best",
+        "B student": "best",
+        "C student": "apart",
+    }
+    del results["forward_kl"]
+    assert words(group_in(sweep(tmp_path / "b", results))) == {"A student": "", "B student": ""}
+    make_run(tmp_path / "c", scores={"student": 0.5, "bf16": 0.5, "bnb_int8": 0.5, "gguf_q8_0": 0.1})
+    assert words(group_in(tmp_path / "c")) == {"student": "", "bf16": "best", "bnb_int8": "best", "gguf_q8_0": ""}
+
+
 def test_touching_ranges_overlap(tmp_path):
     assert (
         words(group_in(sweep(tmp_path, {"jsd": {0: 0.8, 1: 0.9}, "text": {0: 0.7, 1: 0.8}})))["B student"] == "overlap"
@@ -82,6 +95,7 @@ def test_the_package_to_take_is_the_smallest_verified_one_within_a_point(tmp_pat
     # means 0.85, 0.841, 0.845
     assert to_take(group_in(tmp_path)).title == "gguf_q8_0"
     said = headlines(group_in(tmp_path))[1]
+    assert "within a point of the best" in said
     assert f"{tmp_path}/seed0/packages/gguf_q8_0, the best of its seeds (0)." in said
     assert "84.5 % (83.0–86.0, 2 seeds) in 685 KiB" in said
     edit(tmp_path / "seed1" / "scores.json", lambda s: s["models"][3].update(verified=False))
@@ -89,10 +103,33 @@ def test_the_package_to_take_is_the_smallest_verified_one_within_a_point(tmp_pat
     assert best_of(group_in(tmp_path), "package").title == "bf16"
 
 
+def test_a_package_judged_in_bits_is_within_one_percent_not_a_point(tmp_path):
+    run = make_run(tmp_path / "run", scores={"bf16": 0.0, "gguf_q8_0": 0.0})
+    edit(run / "scores.json", lambda s: s.update(task="bits_per_byte"))
+    for place, bits in enumerate((2.0, 2.019)):
+        edit(run / "scores.json", lambda s, p=place, b=bits: s["models"][p]["scores"].update(bits_per_byte=b))
+    (said,) = headlines(group_in(tmp_path))
+    assert said.startswith("Package to take: gguf_q8_0, 2.02 in 685 KiB, the smallest verified one within one percent")
+
+
 def test_an_unverified_package_is_never_the_best(tmp_path):
     make_run(tmp_path / "run", scores={"student": 0.5, "bf16": 0.4, "bnb_int8": 0.9})
     edit(tmp_path / "run" / "scores.json", lambda s: s["models"][2].update(verified=False))
     assert words(group_in(tmp_path)) == {"student": "", "bf16": "best", "bnb_int8": ""}
+
+
+def test_a_package_that_nobody_verified_is_neither_best_nor_taken(tmp_path):
+    make_run(tmp_path / "run", scores={"student": 0.5, "bf16": 0.4, "gguf_q8_0": 0.9})
+    edit(tmp_path / "run" / "scores.json", lambda s: s["models"][2].pop("verified") and None)
+    group = group_in(tmp_path)
+    assert [entry.verified for entry in group.entries] == [None, True, None]
+    assert (best_of(group, "package").title, to_take(group).title) == ("bf16", "bf16")
+
+
+def test_the_seed_to_take_is_the_one_that_scored_best(tmp_path):
+    for seed, value in enumerate((0.80, 0.84, 0.82)):
+        make_run(tmp_path / f"seed{seed}", seed=seed, scores={"student": 0.9, "bf16": value})
+    assert f"{tmp_path}/seed1/packages/bf16, the best of its seeds (1)." in headlines(group_in(tmp_path))[1]
 
 
 def test_packages_that_are_never_right_recommend_nothing(tmp_path):
