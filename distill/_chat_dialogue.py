@@ -94,17 +94,17 @@ class Dialogue:
             DataError: the prompt alone has no room.
             RecipeError: the chat template refuses it.
         """
-        said, started = Said(), 0.0
+        said, started, first = Said(), 0.0, 0
 
         def seen(text: str, num_tokens: int) -> None:
-            nonlocal started
+            nonlocal started, first
             now = time.perf_counter()
             if not said.num_tokens:
                 started, first = now, num_tokens
                 said.num_tokens = first
             elif num_tokens > said.num_tokens:
                 said.num_tokens = num_tokens
-                said.tokens_per_second = (num_tokens - 1) / (now - started)
+                said.tokens_per_second = (num_tokens - first) / (now - started)
             said.text += text
             show(text)
 

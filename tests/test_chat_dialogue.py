@@ -159,6 +159,40 @@ def test_each_answer_of_a_dialogue_is_another_draw_and_can_be_repeated(speaker, 
     assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]
 
 
+class Scripted:
+    """A speaker that says its (seconds since the start, text, tokens so far) by the clock."""
+
+    has_template, max_positions = True, None
+
+    def __init__(self, *events: tuple[float, str, int]):
+        self.events, self.seeds, self.now = events, [], 0.0
+
+    def encode(self, prompt):
+        return [0]
+
+    def answer(self, prompt, sampling, seen):
+        self.seeds.append(sampling.seed)
+        for self.now, text, num_tokens in self.events:
+            seen(text, num_tokens)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("events", "rate"),
+    [
+        ([(5.0, "a", 4), (5.1, "b", 5)], 10),  # one token in a tenth of a second; the first four came before it began
+        ([(5.0, "a", 1), (5.5, "b", 2), (6.0, "c", 3)], 2),
+        ([(5.0, "a", 4)], None),
+    ],
+)
+def test_the_speed_is_of_the_tokens_after_the_first_ones(events, rate, lines, monkeypatch):
+    speaker = Scripted(*events)
+    monkeypatch.setattr("distill._chat_dialogue.time.perf_counter", lambda: speaker.now)
+    said = Dialogue("scripted", speaker, Sampling(8), lines).ask("hi", lambda text: None)
+    assert said.num_tokens == events[-1][2]
+    assert said.tokens_per_second == (rate if rate is None else pytest.approx(rate))
+
+
 def test_without_a_template_there_is_no_dialogue(speaker, lines, tmp_path):
     import shutil
 
