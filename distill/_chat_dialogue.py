@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.data import Local
 from distill.errors import DataError, RecipeError
-from distill.runtime.speaking import Prompt, Sampling, Speaker
+from distill.runtime.speaking import NUM_SEEDS, Prompt, Sampling, Speaker
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -123,7 +123,7 @@ class Dialogue:
     def _prepared(self, prompt: Prompt, said: Said) -> tuple[list[int], Sampling]:
         """Token ids and sampling that fit the model; what is left out for that is noted."""
         # every answer another draw, and each the same again when the program is started again
-        sampling = replace(self.sampling, seed=(self.sampling.seed + self.num_asked - 1) % 2**32)
+        sampling = replace(self.sampling, seed=(self.sampling.seed + self.num_asked - 1) % NUM_SEEDS)
         positions = self.speaker.max_positions or 1 << 62
         kept = list(self.exchanges) if self.keeps else []
         ids = self._encoded(kept, prompt)

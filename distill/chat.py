@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 256
 """Of an answer, where no recipe says how long they are."""
+MAX_SEED = 2**32 - 2
+"""The next one has llama.cpp take another at every call."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -253,8 +255,8 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: it must be 1 or more")
     if not (math.isfinite(args.temperature) and 0 <= args.temperature <= 10):
         parser.error(f"--temperature {args.temperature:g}: it must lie between 0 and 10")
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed {args.seed}: it must lie between 0 and {2**32 - 1}")
+    if not 0 <= args.seed <= MAX_SEED:
+        parser.error(f"--seed {args.seed}: it must lie between 0 and {MAX_SEED}")
     return args
 
 

@@ -250,6 +250,7 @@ def refused(capsys, monkeypatch, tmp_path):
         (["--temperature", "nan"], "--temperature nan"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0: it must be 1 or more"),
         (["--seed", "-1"], "--seed -1"),
+        (["--seed", "4294967295"], "--seed 4294967295: it must lie between 0 and 4294967294"),  # -1, that is: any seed
     ],
 )
 def test_a_wrong_argument_is_named(typed, words, refused):

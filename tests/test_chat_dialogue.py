@@ -193,6 +193,14 @@ def test_the_speed_is_of_the_tokens_after_the_first_ones(events, rate, lines, mo
     assert said.tokens_per_second == (rate if rate is None else pytest.approx(rate))
 
 
+def test_no_answer_is_drawn_with_the_seed_that_is_none(lines):
+    speaker = Scripted((0.0, "a", 1))
+    dialogue = Dialogue("scripted", speaker, Sampling(8, 1.0, seed=4294967294), lines)
+    for _ in range(3):
+        dialogue.ask("hi", lambda text: None)
+    assert speaker.seeds == [4294967294, 0, 1]
+
+
 def test_without_a_template_there_is_no_dialogue(speaker, lines, tmp_path):
     import shutil
 

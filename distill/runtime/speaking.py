@@ -20,6 +20,9 @@ Prompt = str | tuple[Mapping[str, str], ...]
 Seen = Callable[[str, int], None]
 """Called with the characters that are whole since the last call, and with the number of tokens so far."""
 
+NUM_SEEDS = 2**32 - 1
+"""Seeds are below it; llama.cpp takes this one as the wish for another at every call."""
+
 
 @dataclass(frozen=True)
 class Sampling:
