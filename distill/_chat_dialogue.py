@@ -26,6 +26,7 @@ class Lines:
     def __init__(self, recipe: "Recipe | None"):
         data = recipe.data if recipe is not None else None
         self.data = data if isinstance(data, Local) else Local(kind="local", path="standard input")
+        self.has_recipe = recipe is not None
         self.is_text = self.data.text_field is not None
         """Whether the model has learnt plain text: what is typed is gone on with."""
 
@@ -43,7 +44,10 @@ class Lines:
                 row = json.loads(line)
             except ValueError:
                 row = {}
-            if all(name in row for name in fields):
+            except RecursionError:
+                raise DataError(f"{where}: its brackets are nested too deep to be read.") from None
+            # a row of a recipe that lacks its only field is refused by what reads rows
+            if all(name in row for name in fields) or (row and self.has_recipe and len(fields) == 1):
                 return row
         if len(fields) > 1:
             example = json.dumps(dict.fromkeys(fields, "…"), ensure_ascii=False)

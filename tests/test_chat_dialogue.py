@@ -68,6 +68,31 @@ def test_several_fields_are_asked_for_by_name():
         lines.prompt('{"a": "x"}', "line 3")
 
 
+@pytest.mark.parametrize(
+    ("typed", "line", "words"),
+    [
+        ([], '{"question": "7 + 5?"}', "line 3: no field 'prompt'. Fields there: question."),
+        ([], '{"prompt": null}', "line 3: field 'prompt' is null, text is needed."),
+        (
+            ["data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data"],
+            '{"prompt": "a"}',
+            "no field 'text'",
+        ),
+        (["data=local", "data.path=x.jsonl", "data.prompt_template='{a}'"], '{"b": "x"}', "Fields there: b"),
+        (["data=local", "data.path=x.jsonl", "data.messages_field=turns"], '{"b": "x"}', "Fields there: b"),
+        ([], '{"prompt": ' + "[" * 100_000, "line 3: its brackets are nested too deep to be read."),
+    ],
+)
+def test_a_row_without_its_text_is_refused_and_never_asked_as_text(typed, line, words):
+    with pytest.raises(DataError) as refused:
+        Lines(recipe_of(*typed)).prompt(line, "line 3")
+    assert words in str(refused.value)
+
+
+def test_without_a_recipe_there_are_no_rows_to_be_wrong():
+    assert Lines(None).prompt('{"question": "7 + 5?"}', "here") == '{"question": "7 + 5?"}'
+
+
 @pytest.fixture(scope="module")
 def speaker():
     opened = TransformersSpeaker(Transformers(TEACHER, device="cpu"))
