@@ -52,6 +52,8 @@ class Model:
                 )
             row = recipe.training.max_length + recipe.evaluation.max_new_tokens if recipe else 0
             return LlamaCppSpeaker(LlamaCpp(self.path, context=max(CONTEXT, row), num_slots=1))
+        from safetensors import SafetensorError
+
         from distill.runtime.hf import Transformers
 
         try:
@@ -61,7 +63,7 @@ class Model:
 
             path = local_folder(self.teacher.model, self.teacher.revision)
             return TransformersSpeaker(Transformers(path, **how_to_load(self.teacher, path)))
-        except (OSError, ValueError, ImportError) as error:  # what transformers says of files that are missing or odd
+        except (OSError, ValueError, ImportError, SafetensorError) as error:  # what transformers says of files that are missing or odd
             if isinstance(error, RecipeError):
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -179,7 +181,7 @@ def _trained(name: str, read: RunFolder) -> Path | None:
     scored = read.model(name)
     prints = [str(stage["fingerprint"]) for stage in read.stages if stage.get("name") == f"train {name}"]
     stores = [store_folder(), read.path.resolve().parent.parent / "store"]
-    places = [Path(scored["path"])] if scored else []
+    places = [Path(scored["path"])] if scored and scored.get("path") else []
     places += [store / "student" / one / "checkpoint" for one in prints[-1:] for store in stores]
     return next((path for path in places if (path / "config.json").is_file()), None)
 
@@ -190,7 +192,7 @@ def _add_teacher(read: RunFolder, recipe: "Recipe", models: dict[str, Model], mi
         missing["teacher"] = f"the teacher of this run (teacher={teacher.kind}) is no checkpoint that could be loaded"
         return
     # a rehearsal's stand-in is named there alone
-    if scored and Path(scored["path"]).is_dir():
+    if scored and scored.get("path") and Path(scored["path"]).is_dir():
         teacher = replace(teacher, model=scored["path"])
     if Path(teacher.model).is_absolute() and not Path(teacher.model).is_dir():
         missing["teacher"] = f"its checkpoint is no longer in {teacher.model}"
