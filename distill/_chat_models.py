@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.checkpoint import local_folder
 from distill.errors import RecipeError
@@ -119,7 +119,7 @@ def found_in(folder: Path | None) -> Found:
     if run is None:
         raise RecipeError(
             f"{folder} holds no run (recipe.yaml) and no model (config.json, adapter_config.json, or one .gguf)."
-            f"{_newest_hint()}"
+            f"{_parent_hint(folder) or _newest_hint()}"
         )
     return _found_in_run(run)
 
@@ -134,9 +134,7 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
     models: dict[str, Model] = {}
     missing: dict[str, str] = {}
     for path in _packages(run, recipe):
-        proof = proofs.get(path.name, {})
-        why = f"{path.name} did not pass verification: {proof.get('detail')}" if proof.get("verified") is False else ""
-        models[path.name] = Model(path.name, path, warning=why)
+        models[path.name] = Model(path.name, path, warning=_doubt(path.name, proofs.get(path.name)))
     for name in ("student", *recipe.baselines):
         path = _trained(name, read)
         if path is not None:
@@ -149,6 +147,13 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
         raise RecipeError(f"{run} has made nothing to talk to yet. The same command goes on: {command}")
     default = default or _recommended(read, models)
     return Found(run, recipe, models, missing, default)
+
+
+def _doubt(package: str, proof: Mapping[str, Any] | None) -> str:
+    """What to know of a package that has no proof, or one against it; "" where it is verified."""
+    if proof is None:
+        return f"{package} was not verified: this run ended before."
+    return f"{package} did not pass verification: {proof.get('detail')}" if proof.get("verified") is False else ""
 
 
 def _recommended(read: RunFolder, models: Mapping[str, Model]) -> str:
@@ -212,10 +217,16 @@ def _gguf_files(path: Path) -> list[Path]:
 
 
 def _newest(folder: Path) -> Path | None:
-    """Of the runs up to two folders deeper, the one that was evaluated last."""
+    """Of the runs up to two folders deeper, the one that was evaluated last; a rehearsal where there is no other."""
     scored = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/scores.json")]
     runs = [file for file in scored if (file.parent / "recipe.yaml").is_file()]
+    runs = [file for file in runs if not (file.parent / "rehearsal.md").is_file()] or runs
     return max(runs, key=lambda file: file.stat().st_mtime).parent if runs else None
+
+
+def _parent_hint(folder: Path) -> str:
+    parent = folder.resolve().parent
+    return f"\nThe run around it: python -m distill.chat {parent}" if (parent / "recipe.yaml").is_file() else ""
 
 
 def _newest_hint() -> str:

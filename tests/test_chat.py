@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from distill import chat
-from distill._chat_models import found_in
+from distill._chat_models import _newest, found_in
 from distill._hydra import compose
 from distill._own_recipe import write_recipe
 from distill.compression.gguf_q8_0 import GgufQ8_0
@@ -270,6 +270,38 @@ def test_a_run_that_made_nothing_yet_names_the_command_that_goes_on(refused, tmp
         "run has made nothing to talk to yet. The same command goes on: python -m distill recipe=quickstart seed=3"
         in said
     )
+
+
+def test_a_folder_of_a_run_names_the_run(refused, tmp_path):
+    (tmp_path / "run" / "packages").mkdir(parents=True)
+    write_recipe(compose(["recipe=quickstart"]), tmp_path / "run" / "recipe.yaml")
+    said = refused("run/packages")
+    assert "run/packages holds no run" in said and "python -m distill.chat " in said
+    assert "".join(said.split()).endswith("".join(str(tmp_path / "run").split()))
+
+
+def test_a_rehearsal_is_taken_where_there_is_no_other_run(tmp_path):
+    for age, name in enumerate(["rehearsed", "old", "new"]):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "scores.json", *(["rehearsal.md"] if name == "rehearsed" else [])):
+            (tmp_path / name / file).touch()
+            os.utime(tmp_path / name / file, (1000 - age, 1000 - age))
+    newest = []
+    for gone in ("old", "new", None):
+        newest.append(_newest(tmp_path))
+        if gone:
+            shutil.rmtree(tmp_path / gone)
+    assert newest == [tmp_path / "old", tmp_path / "new", tmp_path / "rehearsed"]
+
+
+def test_a_package_that_nothing_verified_is_said_to_be_so(tmp_path):
+    write_recipe(compose(["recipe=quickstart"]), tmp_path / "recipe.yaml")
+    for name in ("bf16", "int8"):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+        (tmp_path / "packages" / name / "config.json").touch()
+    (tmp_path / "verification.json").write_text(json.dumps([{"package": "int8", "verified": True}]))
+    models = found_in(tmp_path).models
+    assert models["bf16"].warning.startswith("bf16 was not verified") and models["int8"].warning == ""
 
 
 def test_an_error_steers_no_terminal_either(refused, tmp_path):
