@@ -63,7 +63,8 @@ class Model:
 
             path = local_folder(self.teacher.model, self.teacher.revision)
             return TransformersSpeaker(Transformers(path, **how_to_load(self.teacher, path)))
-        except (OSError, ValueError, ImportError, SafetensorError) as error:  # what transformers says of files that are missing or odd
+        # what transformers says of files that are missing or odd
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             if isinstance(error, RecipeError):
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -197,7 +197,8 @@ class Scripted:
 
     def answer(self, prompt, sampling, seen):
         self.seeds.append(sampling.seed)
-        for self.now, text, num_tokens in self.events:
+        for now, text, num_tokens in self.events:
+            self.now = now
             seen(text, num_tokens)
         return False
 
