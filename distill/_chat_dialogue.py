@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.data import Local
 from distill.errors import DataError, RecipeError
-from distill.runtime.speaking import Prompt, Sampling, Speaker
+from distill.runtime.speaking import NUM_SEEDS, Prompt, Sampling, Speaker
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -26,6 +26,7 @@ class Lines:
     def __init__(self, recipe: "Recipe | None"):
         data = recipe.data if recipe is not None else None
         self.data = data if isinstance(data, Local) else Local(kind="local", path="standard input")
+        self.has_recipe = recipe is not None
         self.is_text = self.data.text_field is not None
         """Whether the model has learnt plain text: what is typed is gone on with."""
 
@@ -43,7 +44,10 @@ class Lines:
                 row = json.loads(line)
             except ValueError:
                 row = {}
-            if all(name in row for name in fields):
+            except RecursionError:
+                raise DataError(f"{where}: its brackets are nested too deep to be read.") from None
+            # a row of a recipe that lacks its only field is refused by what reads rows
+            if all(name in row for name in fields) or (row and self.has_recipe and len(fields) == 1):
                 return row
         if len(fields) > 1:
             example = json.dumps(dict.fromkeys(fields, "…"), ensure_ascii=False)
@@ -94,17 +98,17 @@ class Dialogue:
             DataError: the prompt alone has no room.
             RecipeError: the chat template refuses it.
         """
-        said, started = Said(), 0.0
+        said, started, first = Said(), 0.0, 0
 
         def seen(text: str, num_tokens: int) -> None:
-            nonlocal started
+            nonlocal started, first
             now = time.perf_counter()
             if not said.num_tokens:
                 started, first = now, num_tokens
                 said.num_tokens = first
             elif num_tokens > said.num_tokens:
                 said.num_tokens = num_tokens
-                said.tokens_per_second = (num_tokens - 1) / (now - started)
+                said.tokens_per_second = (num_tokens - first) / (now - started)
             said.text += text
             show(text)
 
@@ -123,7 +127,7 @@ class Dialogue:
     def _prepared(self, prompt: Prompt, said: Said) -> tuple[list[int], Sampling]:
         """Token ids and sampling that fit the model; what is left out for that is noted."""
         # every answer another draw, and each the same again when the program is started again
-        sampling = replace(self.sampling, seed=(self.sampling.seed + self.num_asked - 1) % 2**32)
+        sampling = replace(self.sampling, seed=(self.sampling.seed + self.num_asked - 1) % NUM_SEEDS)
         positions = self.speaker.max_positions or 1 << 62
         kept = list(self.exchanges) if self.keeps else []
         ids = self._encoded(kept, prompt)

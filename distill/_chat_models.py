@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.checkpoint import local_folder
 from distill.errors import RecipeError
@@ -52,6 +52,8 @@ class Model:
                 )
             row = recipe.training.max_length + recipe.evaluation.max_new_tokens if recipe else 0
             return LlamaCppSpeaker(LlamaCpp(self.path, context=max(CONTEXT, row), num_slots=1))
+        from safetensors import SafetensorError
+
         from distill.runtime.hf import Transformers
 
         try:
@@ -61,7 +63,8 @@ class Model:
 
             path = local_folder(self.teacher.model, self.teacher.revision)
             return TransformersSpeaker(Transformers(path, **how_to_load(self.teacher, path)))
-        except (OSError, ValueError, ImportError) as error:  # what transformers says of files that are missing or odd
+        # what transformers says of files that are missing or odd
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             if isinstance(error, RecipeError):
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -117,7 +120,7 @@ def found_in(folder: Path | None) -> Found:
     if run is None:
         raise RecipeError(
             f"{folder} holds no run (recipe.yaml) and no model (config.json, adapter_config.json, or one .gguf)."
-            f"{_newest_hint()}"
+            f"{_parent_hint(folder) or _newest_hint()}"
         )
     return _found_in_run(run)
 
@@ -132,9 +135,7 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
     models: dict[str, Model] = {}
     missing: dict[str, str] = {}
     for path in _packages(run, recipe):
-        proof = proofs.get(path.name, {})
-        why = f"{path.name} did not pass verification: {proof.get('detail')}" if proof.get("verified") is False else ""
-        models[path.name] = Model(path.name, path, warning=why)
+        models[path.name] = Model(path.name, path, warning=_doubt(path.name, proofs.get(path.name)))
     for name in ("student", *recipe.baselines):
         path = _trained(name, read)
         if path is not None:
@@ -147,6 +148,13 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
         raise RecipeError(f"{run} has made nothing to talk to yet. The same command goes on: {command}")
     default = default or _recommended(read, models)
     return Found(run, recipe, models, missing, default)
+
+
+def _doubt(package: str, proof: Mapping[str, Any] | None) -> str:
+    """What to know of a package that has no proof, or one against it; "" where it is verified."""
+    if proof is None:
+        return f"{package} was not verified: this run ended before."
+    return f"{package} did not pass verification: {proof.get('detail')}" if proof.get("verified") is False else ""
 
 
 def _recommended(read: RunFolder, models: Mapping[str, Model]) -> str:
@@ -179,7 +187,7 @@ def _trained(name: str, read: RunFolder) -> Path | None:
     scored = read.model(name)
     prints = [str(stage["fingerprint"]) for stage in read.stages if stage.get("name") == f"train {name}"]
     stores = [store_folder(), read.path.resolve().parent.parent / "store"]
-    places = [Path(scored["path"])] if scored else []
+    places = [Path(scored["path"])] if scored and scored.get("path") else []
     places += [store / "student" / one / "checkpoint" for one in prints[-1:] for store in stores]
     return next((path for path in places if (path / "config.json").is_file()), None)
 
@@ -190,7 +198,7 @@ def _add_teacher(read: RunFolder, recipe: "Recipe", models: dict[str, Model], mi
         missing["teacher"] = f"the teacher of this run (teacher={teacher.kind}) is no checkpoint that could be loaded"
         return
     # a rehearsal's stand-in is named there alone
-    if scored and Path(scored["path"]).is_dir():
+    if scored and scored.get("path") and Path(scored["path"]).is_dir():
         teacher = replace(teacher, model=scored["path"])
     if Path(teacher.model).is_absolute() and not Path(teacher.model).is_dir():
         missing["teacher"] = f"its checkpoint is no longer in {teacher.model}"
@@ -210,10 +218,16 @@ def _gguf_files(path: Path) -> list[Path]:
 
 
 def _newest(folder: Path) -> Path | None:
-    """Of the runs up to two folders deeper, the one that was evaluated last."""
+    """Of the runs up to two folders deeper, the one that was evaluated last; a rehearsal where there is no other."""
     scored = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/scores.json")]
     runs = [file for file in scored if (file.parent / "recipe.yaml").is_file()]
+    runs = [file for file in runs if not (file.parent / "rehearsal.md").is_file()] or runs
     return max(runs, key=lambda file: file.stat().st_mtime).parent if runs else None
+
+
+def _parent_hint(folder: Path) -> str:
+    parent = folder.resolve().parent
+    return f"\nThe run around it: python -m distill.chat {parent}" if (parent / "recipe.yaml").is_file() else ""
 
 
 def _newest_hint() -> str:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 256
 """Of an answer, where no recipe says how long they are."""
+MIN_TEMPERATURE = 0.001
+"""Above 0: logits divided by much less overflow."""
+MAX_SEED = 2**32 - 2
+"""The next one has llama.cpp take another at every call."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,6 +45,7 @@ def _chat(args: argparse.Namespace) -> int:
 
     from distill._chat_dialogue import Lines
     from distill._chat_models import found_in
+    from distill.runtime.speaking import printable
 
     found = found_in(args.folder)
     models, lines = found.chosen(args.package), Lines(found.recipe)
@@ -53,7 +57,7 @@ def _chat(args: argparse.Namespace) -> int:
         for model in models:
             if model.warning:
                 _say(model.warning, style="red")
-            with console().status(escape(f"loads {model.name}")):
+            with console().status(escape(printable(f"loads {model.name}"))):
                 dialogues.append(_dialogue(model, args, found, lines, interactive=interactive))
             opened.callback(dialogues[-1].speaker.close)
             _warn(dialogues[-1])
@@ -92,7 +96,7 @@ def _introduce(found: "Found", dialogues: Sequence["Dialogue"], *, typed: Path |
     if not interactive:
         return
     if dialogues[0].lines.is_text:
-        asks = "What you type is gone on with."
+        asks = "What you type is continued."
     elif any(d.keeps for d in dialogues):
         asks = "Each answer follows from all that was said; /reset begins anew."
     else:
@@ -251,10 +255,10 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(typed)
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: it must be 1 or more")
-    if not (math.isfinite(args.temperature) and 0 <= args.temperature <= 10):
-        parser.error(f"--temperature {args.temperature:g}: it must lie between 0 and 10")
-    if not 0 <= args.seed < 2**32:
-        parser.error(f"--seed {args.seed}: it must lie between 0 and {2**32 - 1}")
+    if not (args.temperature == 0 or MIN_TEMPERATURE <= args.temperature <= 10):
+        parser.error(f"--temperature {args.temperature:g}: it must be 0, or lie between {MIN_TEMPERATURE:g} and 10")
+    if not 0 <= args.seed <= MAX_SEED:
+        parser.error(f"--seed {args.seed}: it must lie between 0 and {MAX_SEED}")
     return args
 
 

@@ -1,5 +1,6 @@
 """python -m distill.chat: as evaluated, in a pipe, in a terminal, from a copy, and what it says of what is wrong."""
 
+import contextlib
 import json
 import os
 import pty
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from distill import chat
-from distill._chat_models import found_in
+from distill._chat_models import _newest, found_in
 from distill._hydra import compose
 from distill._own_recipe import write_recipe
 from distill.compression.gguf_q8_0 import GgufQ8_0
@@ -246,10 +247,13 @@ def refused(capsys, monkeypatch, tmp_path):
         (["."], ". holds no run (recipe.yaml) and no model"),
         ([TEACHER, "--package", "bf17"], "--package bf17: there is no bf17 in"),
         ([TEACHER, "--pack", "x"], "unrecognized arguments: --pack x. See python -m distill.chat --help"),
-        (["--temperature", "-1"], "--temperature -1: it must lie between 0 and 10"),
+        (["--temperature", "-1"], "--temperature -1: it must be 0, or lie between 0.001 and 10"),
         (["--temperature", "nan"], "--temperature nan"),
+        (["--temperature", "1e-320"], "--temperature 9.99989e-321: it must be 0, or lie between 0.001 and 10"),
+        (["--temperature", "inf"], "--temperature inf"),
         (["--max-new-tokens", "0"], "--max-new-tokens 0: it must be 1 or more"),
         (["--seed", "-1"], "--seed -1"),
+        (["--seed", "4294967295"], "--seed 4294967295: it must lie between 0 and 4294967294"),  # -1, that is: any seed
     ],
 )
 def test_a_wrong_argument_is_named(typed, words, refused):
@@ -268,6 +272,38 @@ def test_a_run_that_made_nothing_yet_names_the_command_that_goes_on(refused, tmp
     )
 
 
+def test_a_folder_of_a_run_names_the_run(refused, tmp_path):
+    (tmp_path / "run" / "packages").mkdir(parents=True)
+    write_recipe(compose(["recipe=quickstart"]), tmp_path / "run" / "recipe.yaml")
+    said = refused("run/packages")
+    assert "run/packages holds no run" in said and "python -m distill.chat " in said
+    assert "".join(said.split()).endswith("".join(str(tmp_path / "run").split()))
+
+
+def test_a_rehearsal_is_taken_where_there_is_no_other_run(tmp_path):
+    for age, name in enumerate(["rehearsed", "old", "new"]):
+        (tmp_path / name).mkdir()
+        for file in ("recipe.yaml", "scores.json", *(["rehearsal.md"] if name == "rehearsed" else [])):
+            (tmp_path / name / file).touch()
+            os.utime(tmp_path / name / file, (1000 - age, 1000 - age))
+    newest = []
+    for gone in ("old", "new", None):
+        newest.append(_newest(tmp_path))
+        if gone:
+            shutil.rmtree(tmp_path / gone)
+    assert newest == [tmp_path / "old", tmp_path / "new", tmp_path / "rehearsed"]
+
+
+def test_a_package_that_nothing_verified_is_said_to_be_so(tmp_path):
+    write_recipe(compose(["recipe=quickstart"]), tmp_path / "recipe.yaml")
+    for name in ("bf16", "int8"):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+        (tmp_path / "packages" / name / "config.json").touch()
+    (tmp_path / "verification.json").write_text(json.dumps([{"package": "int8", "verified": True}]))
+    models = found_in(tmp_path).models
+    assert models["bf16"].warning.startswith("bf16 was not verified") and models["int8"].warning == ""
+
+
 def test_an_error_steers_no_terminal_either(refused, tmp_path):
     (tmp_path / "run").mkdir()
     write_recipe(compose(["recipe=quickstart"]), tmp_path / "run" / "recipe.yaml")
@@ -279,6 +315,36 @@ def test_an_error_steers_no_terminal_either(refused, tmp_path):
 def test_a_runtime_that_is_not_installed_is_named(refused, cycling, monkeypatch):
     monkeypatch.setattr("distill._chat_models.find_spec", lambda name: None)
     assert "gguf needs llama.cpp, which is not installed: pip install 'distill[gguf]'" in refused(cycling / "gguf")
+
+
+def test_the_line_while_a_model_loads_steers_no_terminal(refused, monkeypatch, tmp_path):
+    shown: list[str] = []
+
+    class Console:
+        def status(self, text: str):
+            shown.append(text)
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(chat, "console", Console)
+    (tmp_path / "ev\x1b]0;pwn\x07il").mkdir()
+    (tmp_path / "ev\x1b]0;pwn\x07il" / "config.json").write_text("{}")
+    refused("ev\x1b]0;pwn\x07il")
+    assert shown == ["loads ev␛]0;pwn␇il"]
+
+
+def test_weights_that_are_cut_off_are_named(refused, tmp_path):
+    shutil.copytree(TEACHER, tmp_path / "cut")
+    (file,) = (tmp_path / "cut").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "cut does not load from cut: " in refused("cut")
+
+
+def test_scores_without_a_path_are_a_run_without_that_model(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    write_recipe(compose(["recipe=quickstart"]), tmp_path / "run" / "recipe.yaml")
+    scores = {"models": [{"name": "student"}, {"name": "teacher"}]}
+    (tmp_path / "run" / "scores.json").write_text(json.dumps(scores))
+    assert "run has made nothing to talk to yet" in refused("run")
 
 
 def test_weights_that_are_missing_are_named(refused, cycling, tmp_path):

@@ -68,6 +68,31 @@ def test_several_fields_are_asked_for_by_name():
         lines.prompt('{"a": "x"}', "line 3")
 
 
+@pytest.mark.parametrize(
+    ("typed", "line", "words"),
+    [
+        ([], '{"question": "7 + 5?"}', "line 3: no field 'prompt'. Fields there: question."),
+        ([], '{"prompt": null}', "line 3: field 'prompt' is null, text is needed."),
+        (
+            ["data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data"],
+            '{"prompt": "a"}',
+            "no field 'text'",
+        ),
+        (["data=local", "data.path=x.jsonl", "data.prompt_template='{a}'"], '{"b": "x"}', "Fields there: b"),
+        (["data=local", "data.path=x.jsonl", "data.messages_field=turns"], '{"b": "x"}', "Fields there: b"),
+        ([], '{"prompt": ' + "[" * 100_000, "line 3: its brackets are nested too deep to be read."),
+    ],
+)
+def test_a_row_without_its_text_is_refused_and_never_asked_as_text(typed, line, words):
+    with pytest.raises(DataError) as refused:
+        Lines(recipe_of(*typed)).prompt(line, "line 3")
+    assert words in str(refused.value)
+
+
+def test_without_a_recipe_there_are_no_rows_to_be_wrong():
+    assert Lines(None).prompt('{"question": "7 + 5?"}', "here") == '{"question": "7 + 5?"}'
+
+
 @pytest.fixture(scope="module")
 def speaker():
     opened = TransformersSpeaker(Transformers(TEACHER, device="cpu"))
@@ -157,6 +182,49 @@ def test_each_answer_of_a_dialogue_is_another_draw_and_can_be_repeated(speaker, 
         dialogue = Dialogue("teacher", speaker, Sampling(16, temperature=3.0, seed=5), lines)
         drawn.append([shown(dialogue, QUESTION).text for _ in range(2)])
     assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]
+
+
+class Scripted:
+    """A speaker that says its (seconds since the start, text, tokens so far) by the clock."""
+
+    has_template, max_positions = True, None
+
+    def __init__(self, *events: tuple[float, str, int]):
+        self.events, self.seeds, self.now = events, [], 0.0
+
+    def encode(self, prompt):
+        return [0]
+
+    def answer(self, prompt, sampling, seen):
+        self.seeds.append(sampling.seed)
+        for now, text, num_tokens in self.events:
+            self.now = now
+            seen(text, num_tokens)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("events", "rate"),
+    [
+        ([(5.0, "a", 4), (5.1, "b", 5)], 10),  # one token in a tenth of a second; the first four came before it began
+        ([(5.0, "a", 1), (5.5, "b", 2), (6.0, "c", 3)], 2),
+        ([(5.0, "a", 4)], None),
+    ],
+)
+def test_the_speed_is_of_the_tokens_after_the_first_ones(events, rate, lines, monkeypatch):
+    speaker = Scripted(*events)
+    monkeypatch.setattr("distill._chat_dialogue.time.perf_counter", lambda: speaker.now)
+    said = Dialogue("scripted", speaker, Sampling(8), lines).ask("hi", lambda text: None)
+    assert said.num_tokens == events[-1][2]
+    assert said.tokens_per_second == (rate if rate is None else pytest.approx(rate))
+
+
+def test_no_answer_is_drawn_with_the_seed_that_is_none(lines):
+    speaker = Scripted((0.0, "a", 1))
+    dialogue = Dialogue("scripted", speaker, Sampling(8, 1.0, seed=4294967294), lines)
+    for _ in range(3):
+        dialogue.ask("hi", lambda text: None)
+    assert speaker.seeds == [4294967294, 0, 1]
 
 
 def test_without_a_template_there_is_no_dialogue(speaker, lines, tmp_path):

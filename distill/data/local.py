@@ -156,6 +156,8 @@ def parse_slice(rows: int | str | None) -> slice:
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
     value = row.get(field)
+    if value is None and field in row:
+        raise DataError(f"{where}: field {field!r} is null, text is needed.")
     if value is None:
         raise DataError(
             f"{where}: no field {field!r}. Fields there: {', '.join(map(str, row))}. "

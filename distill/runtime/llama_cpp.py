@@ -267,8 +267,12 @@ class LlamaCpp:
         pool = ThreadPoolExecutor(self._num_slots, thread_name_prefix="llama_cpp")
         try:
             yield pool
+        except KeyboardInterrupt:
+            # Nobody waits for the answers under way either, and only the server's end stops them.
+            self.close()
+            raise
         finally:
-            # After an error or Ctrl-C nobody waits for the rest.
+            # After an error nobody waits for the rest.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -20,6 +20,9 @@ Prompt = str | tuple[Mapping[str, str], ...]
 Seen = Callable[[str, int], None]
 """Called with the characters that are whole since the last call, and with the number of tokens so far."""
 
+NUM_SEEDS = 2**32 - 1
+"""Seeds are below it; llama.cpp takes this one as the wish for another at every call."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -159,14 +162,20 @@ class LlamaCppSpeaker:
         """See `Speaker`."""
         # decoders of SentencePiece drop the blank before the first word, llama.cpp keeps it
         blank = " " if self.model.is_sentencepiece else ""
+        num_heard = 0
         for event in self.model.stream(
             prompt, sampling.max_new_tokens, temperature=sampling.temperature, seed=sampling.seed
         ):
-            if event["content"]:
-                seen(event["content"].removeprefix(blank), event["tokens_predicted"])
-                blank = ""
+            content, num_tokens = event["content"], event["tokens_predicted"]
             if event["stop"]:
+                num_tokens -= event["stop_type"] == "eos"
+                # only the bytes of a character that never became whole are counted without an event of their own
+                seen("\ufffd" if num_tokens > num_heard else "", num_tokens)
                 return event["stop_type"] == "limit"
+            # a token without text may be the one that ends the answer, which is none of it
+            seen(content.removeprefix(blank), num_tokens if content else num_tokens - 1)
+            blank = "" if content else blank
+            num_heard = num_tokens
         raise StageFailed(f"llama.cpp ended in the middle of an answer of {self.model.file}.")
 
     def close(self) -> None:

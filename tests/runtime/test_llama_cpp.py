@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from distill.errors import DataError, StageFailed
-from distill.runtime.llama_cpp import LlamaCpp
+from distill.runtime.llama_cpp import LlamaCpp, _names
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
 
@@ -241,3 +243,27 @@ def alive(pid: int) -> bool:
         return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_ctrl_c_waits_for_no_answer_under_way():
+    model, ended = object.__new__(LlamaCpp), threading.Event()
+    model._num_slots, model._stop = 1, ended.set  # type: ignore[assignment]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), model._pool() as pool:
+        pool.submit(ended.wait, 5)  # an answer that the server's end stops
+        raise KeyboardInterrupt
+    assert ended.is_set() and time.monotonic() - started < 4
+    with model._pool() as pool:  # nothing went wrong: the server is left alone
+        ended.clear()
+    assert not ended.is_set()
+
+
+def test_a_key_is_not_found_inside_another_one(tmp_path):
+    def written(key: str) -> Path:
+        # as the GGUF specification has it: uint64 length, then the characters
+        (tmp_path / "file").write_bytes(b"GGUF" + struct.pack("<Q", len(key)) + key.encode() + b"\x08\0\0\0")
+        return tmp_path / "file"
+
+    assert _names(written("tokenizer.chat_template"), "tokenizer.chat_template")
+    for longer in ("my.tokenizer.chat_template", "tokenizer.chat_template.tool_use"):
+        assert not _names(written(longer), "tokenizer.chat_template")

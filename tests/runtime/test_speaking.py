@@ -110,6 +110,43 @@ def test_an_answer_equals_generate(speaker):
     assert len(ids) == 9
 
 
+@pytest.mark.parametrize(("num_tokens", "text"), [(1, "a"), (3, "a\ufffd"), (5, "a😀")])
+def test_a_half_character_at_the_end_is_shown_and_counted(speaker, num_tokens, text):
+    seen: list[tuple[str, int]] = []
+    speaker.answer(speaker.encode("hello"), Sampling(num_tokens), lambda *event: seen.append(event))
+    assert ("".join(piece for piece, _ in seen), seen[-1][1]) == (text, num_tokens)
+
+
+class Events:
+    """llama.cpp as its events alone, each (text, tokens so far); with the last comes why it stopped."""
+
+    is_sentencepiece, max_positions, file = False, 64, "file"
+
+    def __init__(self, events: list[tuple[str, int]], stop_type: str):
+        self.events = [{"content": text, "tokens_predicted": number, "stop": False} for text, number in events]
+        self.events.append({"content": "", "tokens_predicted": events[-1][1], "stop": True, "stop_type": stop_type})
+
+    def template(self):
+        return None, {}
+
+    def stream(self, prompt, max_new_tokens, **how):
+        return iter(self.events)
+
+
+@pytest.mark.parametrize(
+    ("events", "stop_type", "counts"),
+    [
+        ([("4", 1), ("*", 2), ("", 3)], "eos", [1, 2, 2, 2]),  # as of the quickstart's teacher: 3 is the end token
+        ([("", 1), ("", 2), ("", 3)], "limit", [0, 1, 2, 3]),  # special tokens have no text
+    ],
+)
+def test_tokens_without_a_text_are_counted_and_the_end_is_not(events, stop_type, counts):
+    heard: list[int] = []
+    speaker = LlamaCppSpeaker(Events(events, stop_type))  # type: ignore[arg-type]
+    assert speaker.answer([0], Sampling(3), lambda text, number: heard.append(number)) == (stop_type == "limit")
+    assert heard == counts
+
+
 def test_whoever_stops_listening_can_ask_again(speaker):
     heard: list[str] = []
 
