@@ -257,4 +257,6 @@ def test_two_processes_train_the_adapter_that_one_trains(sharding, untied_studen
     one, two = adapters
     assert one.keys() == two.keys() and one["base_model.model.lm_head.lora_B.weight"].abs().max() > 1e-3
     for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=name)
+        # Adam divides a gradient by its own size: of one that is nearly zero, rounding is a part of a step (2e-3)
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5, msg=name)
+        assert (two[name] - weight).norm() <= 5e-4 * weight.norm(), name
