@@ -22,6 +22,10 @@ class Spread:
     high: float
     num_seeds: int
 
+    def range(self, score: Score) -> str:
+        """`82.8–87.3`, as the score is written; empty for one seed."""
+        return f"{score.show(self.low)}–{score.show(self.high)}" if self.num_seeds > 1 else ""
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -135,8 +135,7 @@ def _row(entry: Entry, word: str, group: Group) -> dict[str, Any]:
 
 def _cell(found: Spread | None, score: Score) -> tuple[str, str]:
     """(mean, lowest to highest where there are several seeds)"""
-    spread = f"{score.show(found.low)}–{score.show(found.high)}" if found and found.num_seeds > 1 else ""
-    return score.show(found.mean if found else None), spread
+    return score.show(found.mean if found else None), found.range(score) if found else ""
 
 
 def _run(run: ScoredRun, recipe: RecipeRuns, page: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _mean(score: Score) -> Callable[[Entry], str]:
 def _range(score: Score) -> Callable[[Entry], str]:
     def cell(entry: Entry) -> str:
         found = entry.score(score.name)
-        return f"{score.show(found.low)}–{score.show(found.high)}" if found and found.num_seeds > 1 else ""
+        return found.range(score) if found else ""
 
     return cell
 

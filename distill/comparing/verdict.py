@@ -120,7 +120,7 @@ def written(found: Spread | None, score: Score) -> str:
     mean = f"{score.show(found.mean if found else None)} {score.unit}".rstrip()
     if found is None or found.num_seeds == 1:
         return mean
-    return f"{mean} ({score.show(found.low)}–{score.show(found.high)}, {found.num_seeds} seeds)"
+    return f"{mean} ({found.range(score)}, {found.num_seeds} seeds)"
 
 
 def _word(entry: Entry, best: Entry | None, group: Group) -> Word:
