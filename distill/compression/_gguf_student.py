@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from distill.compression._gguf_mixture import BLOCK, Mixture
 from distill.family.known import family_of
@@ -13,6 +13,22 @@ if TYPE_CHECKING:
     import numpy as np
 
     from distill.compression._gguf import Planned
+
+
+class GgufOption:
+    """What every GGUF option does in the same way; `mixture` is its own."""
+
+    runtime: ClassVar[str] = "llama.cpp"
+    heals: ClassVar[bool] = False
+    mixture: ClassVar[Mixture]
+
+    def refuse_tokenizer(self, folder: Path) -> str | None:
+        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
+        return refuse_tokenizer(folder)
+
+    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
+        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
+        return size_bytes(config, self.mixture)
 
 
 def refuse(config: Mapping[str, Any]) -> str | None:

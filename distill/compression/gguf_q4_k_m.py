@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from distill.compression import _gguf_student
-from distill.compression._gguf_mixture import Q4_K_M
+from distill.compression._gguf_mixture import Q4_K_M, Mixture
+from distill.compression._gguf_student import GgufOption
 from distill.option import STRICT
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FILE_NAME = "model-q4_k_m.gguf"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class GgufQ4KM:
+class GgufQ4KM(GgufOption):
     """One file for llama.cpp with about 4.9 bits per weight: 4 in most matrices, 6 in those that suffer most.
 
     Rows that are no multiple of 256 get more, 5.5 or 8.5, so that a model of nothing else has about 6.
@@ -31,22 +32,13 @@ class GgufQ4KM:
     calibration_rows: Annotated[int, Field(ge=0)] = 128
     """Of the responses, which show the inputs that each matrix must not get wrong; 0: none, all inputs count alike."""
 
-    runtime: ClassVar[str] = "llama.cpp"
-    heals: ClassVar[bool] = False
+    mixture: ClassVar[Mixture] = Q4_K_M
 
     def refuse(self, config: Mapping[str, Any]) -> str | None:
         """Why a student of this config.json cannot become such a file on this machine, or None."""
         from distill.compression._ggml import refuse_missing
 
         return _gguf_student.refuse(config) or refuse_missing()
-
-    def refuse_tokenizer(self, folder: Path) -> str | None:
-        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
-        return _gguf_student.refuse_tokenizer(folder)
-
-    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
-        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
-        return _gguf_student.size_bytes(config, Q4_K_M)
 
     def make(self, student: Path, package: Path, importance: "Mapping[str, np.ndarray] | None" = None) -> list[str]:
         """Write model-q4_k_m.gguf and a Modelfile into `package`; returns what became of rows that are too short.

@@ -8,34 +8,26 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from distill.compression import _gguf_student
-from distill.compression._gguf_mixture import Q8_0
+from distill.compression._gguf_mixture import Q8_0, Mixture
+from distill.compression._gguf_student import GgufOption
 from distill.option import STRICT
 
 FILE_NAME = "model-q8_0.gguf"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class GgufQ8_0:
+class GgufQ8_0(GgufOption):
     """One file for llama.cpp: 8.5 bits per weight, embeddings included, next to no loss."""
 
     kind: Literal["gguf_q8_0"]
     max_kl_nats: Annotated[float, Field(gt=0)] = 1e-3
     """The package counts as verified when its mean KL from the student stays below this, in nats per token."""
 
-    runtime: ClassVar[str] = "llama.cpp"
-    heals: ClassVar[bool] = False
+    mixture: ClassVar[Mixture] = Q8_0
 
     def refuse(self, config: Mapping[str, Any]) -> str | None:
         """One sentence why a student of this config.json cannot become a GGUF, or None; asked before training."""
         return _gguf_student.refuse(config)
-
-    def refuse_tokenizer(self, folder: Path) -> str | None:
-        """One sentence why llama.cpp would split text differently from the tokenizer in `folder`, or None."""
-        return _gguf_student.refuse_tokenizer(folder)
-
-    def size_bytes(self, config: Mapping[str, Any]) -> int | None:
-        """Bytes of the weights of a package of such a student, for a plan; None where none can be made of it."""
-        return _gguf_student.size_bytes(config, Q8_0)
 
     def make(self, student: Path, package: Path) -> None:
         """Write model-q8_0.gguf and a Modelfile for Ollama into `package` from the checkpoint folder `student`.
