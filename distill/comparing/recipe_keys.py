@@ -27,20 +27,24 @@ NOT_THE_TEACHERS += ("tensor_parallel_size", "pipeline_parallel_size")
 
 @dataclass(frozen=True)
 class Keys:
-    """Dotted key → value. `defaults` holds the values that the options themselves would choose."""
+    """Dotted key → value. `defaults` holds the values that the options themselves would choose.
+
+    `asked`: the recipe's own values, where `values` holds what they come to.
+    """
 
     values: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def below(self, prefix: str) -> "Keys":
         """The keys that start with `prefix`, without it."""
-        cut, both = len(prefix), (self.values, self.defaults)
-        return Keys(*({key[cut:]: value for key, value in of.items() if key.startswith(prefix)} for of in both))
+        cut, all_three = len(prefix), (self.values, self.defaults, self.asked)
+        return Keys(*({key[cut:]: value for key, value in of.items() if key.startswith(prefix)} for of in all_three))
 
     def only(self, wanted: Iterable[str]) -> "Keys":
         """The keys that are `wanted`."""
-        kept, both = set(wanted), (self.values, self.defaults)
-        return Keys(*({key: value for key, value in of.items() if key in kept} for of in both))
+        kept, all_three = set(wanted), (self.values, self.defaults, self.asked)
+        return Keys(*({key: value for key, value in of.items() if key in kept} for of in all_three))
 
     @property
     def identity(self) -> str:
@@ -66,40 +70,32 @@ def keys_of(recipe: Mapping[str, Any]) -> Keys:
 
 
 def students_keys(keys: Keys) -> Keys:
-    """Those that decide the student's weights, the seed aside. Targets that auto would choose are written auto."""
+    """Those that decide the student's weights, the seed aside. A teacher's `targets` hold the kind that is stored."""
     own = keys.only(k for k in keys.values if not any(f"{k}.".startswith(f"{no}.") for no in NOT_THE_STUDENTS))
-    kind, by_auto = _targets(own.values)
-    left_out = {*NOT_THE_TEACHERS, *(name for name, needed_by in NEEDED_BY.items() if needed_by != kind)}
-    values = {}
-    for key, value in own.values.items():
-        of, _, name = key.rpartition(".")
-        if of == "teacher" or of.startswith("teacher.teachers."):
-            if name in left_out or (name == "targets" and kind in {None, "next"}):
-                continue
-            if name == "targets":
-                value = "auto" if kind == by_auto else kind
-                if value == "auto" and of != "teacher":
-                    continue  # defaults of one of several teachers are not filled in
-        values[key] = value
-    return Keys(values, own.defaults)
+    teachers = {key.rpartition(".")[0] for key in own.values if key.startswith("teacher.teachers.")} or {"teacher"}
+    kind = _target_kind(own.values, teachers)
+    left_out = {*NOT_THE_TEACHERS, "targets", *(name for name, needed_by in NEEDED_BY.items() if needed_by != kind)}
+    left_out = {f"{teacher}.{name}" for teacher in teachers for name in left_out}
+    values = {key: value for key, value in own.values.items() if key not in left_out}
+    if kind not in {None, "next"}:
+        values |= {f"{teacher}.targets": kind for teacher in teachers}
+    return Keys(values, own.defaults, own.values)
 
 
-def _targets(values: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What is stored of the teacher's distributions, and what auto would store; as `Recipe.target_kind` says."""
+def _target_kind(values: Mapping[str, Any], teachers: Iterable[str]) -> str | None:
+    """What is stored of the teacher's distributions; as `Recipe.target_kind` says, also of another version's recipe."""
     loss = values.get("loss.kind")
     if values.get("teacher.kind") == "none" or values.get("teacher.live") is True or loss == "text":
-        return None, None
+        return None
     if loss == "aligned":
-        return "next", "next"
-    owners = {key.rpartition(".")[0] for key in values if key.startswith("teacher.teachers.")} or {"teacher"}
-    whole = all(values.get(f"{owner}.kind") == "hf" for owner in owners)
-    by_auto = "sampled" if loss == "forward_kl" and whole else "top_k"
-    asked = sorted({str(values.get(f"{owner}.targets", "auto")) for owner in owners} - {"auto"})
-    return (asked[0] if asked else by_auto), by_auto
+        return "next"
+    asked = sorted({str(values.get(f"{teacher}.targets", "auto")) for teacher in teachers} - {"auto"})
+    whole = all(values.get(f"{teacher}.kind") == "hf" for teacher in teachers)
+    return asked[0] if asked else "sampled" if loss == "forward_kl" and whole else "top_k"
 
 
 def differing(several: Sequence[Keys]) -> list[str]:
-    """The keys that are not equal in all of `several`, sorted.
+    """The keys that are not equal in all of `several`, sorted; neither as they were asked for nor as they come to.
 
     A key that some of the options lack counts where another one has it set to something of its own: a sweep over
     losses differs in loss.kind, and in loss.beta only where that is not jsd's default.
@@ -109,6 +105,9 @@ def differing(several: Sequence[Keys]) -> list[str]:
 
 def _differs(key: str, several: Sequence[Keys]) -> bool:
     there = [each for each in several if key in each.values]
+    asked = {_text(each.asked[key]) if key in each.asked else None for each in several}
+    if all(each.asked for each in several) and len(asked) == 1:
+        return False
     if len({_text(each.values[key]) for each in there}) > 1:
         return True
     own = [key not in each.defaults or _text(each.defaults[key]) != _text(each.values[key]) for each in there]

@@ -109,18 +109,34 @@ def test_targets_count_by_the_kind_that_is_stored(teacher, loss):
     assert identity() == identity(batch_size=3) != identity(temperature=1.0)
 
 
+def recipe_of_two(hf, server, loss="forward_kl"):
+    return recipe_of({"kind": "routed", "teachers": {"a": {**HF, **hf}, "b": {**SERVER, **server}}}, loss)
+
+
 def test_the_pace_of_one_of_several_teachers_sets_no_recipe_apart():
     def identity(hf, server):
-        several = {"kind": "routed", "teachers": {"a": {**HF, **hf}, "b": {**SERVER, **server}}}
-        return students_keys(keys_of(recipe_of(several))).identity
+        return students_keys(keys_of(recipe_of_two(hf, server))).identity
 
     assert identity({}, {}) == identity({"batch_size": 3}, {"concurrency": 1}) == identity({"targets": "top_k"}, {})
     assert identity({}, {}) != identity({"temperature": 1.0}, {})
 
 
-def test_a_sweep_over_losses_with_targets_of_their_own_differs_in_the_loss_alone():
-    several = [students_keys(keys_of(recipe_of(loss=loss))) for loss in ("forward_kl", "jsd", "text")]
-    assert differing(several) == ["loss.kind"]
+def test_of_several_teachers_what_one_of_them_was_asked_for_is_the_difference():
+    plain, next_alone = (students_keys(keys_of(recipe_of_two({}, server))) for server in ({}, {"targets": "next"}))
+    assert differing([plain, next_alone]) == ["teacher.teachers.b.targets"]
+
+
+@pytest.mark.parametrize("teacher", [HF, {**HF, "targets": "top_k"}])
+def test_a_sweep_over_losses_with_targets_of_their_own_differs_in_the_loss_alone(teacher):
+    swept = [students_keys(keys_of(recipe_of(teacher, loss))) for loss in ("jsd", "forward_kl", "text")]
+    assert differing(swept) == ["loss.kind"]
+
+
+def test_targets_that_a_recipe_asks_for_are_a_difference():
+    asked = [{**HF, "targets": kind} for kind in ("dense", "auto")]
+    dense, auto = (students_keys(keys_of(recipe_of(teacher, "jsd"))) for teacher in asked)
+    assert differing([dense, auto]) == ["teacher.targets"]
+    assert (dense.values["teacher.targets"], auto.values["teacher.targets"]) == ("dense", "top_k")
 
 
 def judged(rows=None, max_length=512, **recipe):
