@@ -31,12 +31,6 @@ def check_division(recipe: Recipe, size: int) -> None:
         return
     _check_batch(recipe, size)
     training = recipe.training
-    if training.on_policy:
-        raise RecipeError(
-            f"training.on_policy={training.on_policy} is not supported under {size} processes: the student's answers "
-            "would be written by one of them while the others wait.\n"
-            "Start one process (python -m distill …), or leave out training.on_policy."
-        )
     if training.sharding == "full" and recipe.adapter.kind == "qlora":
         raise RecipeError(
             "training.sharding=full cannot cut the four-bit weights of adapter=qlora: their scales belong to whole "

@@ -29,10 +29,16 @@ def _who(header: Mapping[str, Any]) -> str:
 
 
 class StoreWriter:
-    """Fills `folder`; use `missing()` to learn what to ask, `write()` for each answered batch, then `finish()`."""
+    """Fills `folder`; use `missing()` to learn what to ask, `write()` for each answered batch, then `finish()`.
 
-    def __init__(self, folder: Path, header: Header, batches: Sequence[Sequence[int]]):
-        self.folder, self.header, self.batches = folder, header, batches
+    Several processes may fill one folder: each writes the shards of its part, and one of them makes the writer before
+    the others do, and finishes after they have written. `shard_batches`: batches in a shard.
+    """
+
+    def __init__(
+        self, folder: Path, header: Header, batches: Sequence[Sequence[int]], *, shard_batches: int = SHARD_BATCHES
+    ):
+        self.folder, self.header, self.batches, self.shard_batches = folder, header, batches, shard_batches
         self.layout = header.layout
         self.id_bits = bits_for(header.vocab_size) if header.vocab_size else TEXT_ID_BITS
         known = folder / HEADER
@@ -42,16 +48,19 @@ class StoreWriter:
                 f"{folder} was begun by {_who(json.loads(known.read_text()))}; now it is {_who(asdict(header))}. One "
                 "store is of one teacher and engine: install that one again and go on, or delete the folder."
             )
-        write_whole(known, text)
+        if not known.exists():
+            write_whole(known, text)
         for shard in folder.glob("shard-*.bin"):  # of a plan with smaller batches
-            if int(shard.stem.rpartition("-")[2]) >= -(-len(batches) // SHARD_BATCHES):
+            if int(shard.stem.rpartition("-")[2]) >= self._num_shards:
                 shard.unlink()
 
-    def missing(self) -> Iterator[Sequence[int]]:
-        """The batches that are not in the store yet, in order. Each must be written before the next is taken."""
-        for first in range(0, len(self.batches), SHARD_BATCHES):
-            planned = self.batches[first : first + SHARD_BATCHES]
-            file = shard_file(self.folder, first // SHARD_BATCHES)
+    def missing(self, part: int = 0, parts: int = 1) -> Iterator[Sequence[int]]:
+        """The batches that are not in the store yet, in order. Each must be written before the next is taken.
+
+        With `parts`, those of every `parts`-th shard from shard `part` on.
+        """
+        for number in range(part, self._num_shards, parts):
+            planned, file = self._planned(number), shard_file(self.folder, number)
             done, end = self._done(file, planned)
             # unbuffered: what a full disk did not take must not be tried again when the file is closed
             with file.open("ab", buffering=0) as shard:
@@ -60,14 +69,14 @@ class StoreWriter:
                     self._open = shard
                     yield numbers
 
-    def num_missing(self) -> int:
-        """Rows that are still to be asked."""
-        there = 0
-        for first in range(0, len(self.batches), SHARD_BATCHES):
-            planned = self.batches[first : first + SHARD_BATCHES]
-            done, _ = self._done(shard_file(self.folder, first // SHARD_BATCHES), planned)
-            there += sum(map(len, planned[:done]))
-        return sum(map(len, self.batches)) - there
+    def num_missing(self, part: int = 0, parts: int = 1) -> int:
+        """Rows that are still to be asked, in that part."""
+        rows = 0
+        for number in range(part, self._num_shards, parts):
+            planned = self._planned(number)
+            done, _ = self._done(shard_file(self.folder, number), planned)
+            rows += sum(map(len, planned[done:]))
+        return rows
 
     def write(self, rows: Sequence[Row]) -> None:
         """Appends one batch; it has reached the disk when this returns."""
@@ -83,7 +92,7 @@ class StoreWriter:
         keys = np.zeros(self.header.num_rows, dtype="<u8")
         sources: Counter[str] = Counter()
         num_tokens = num_targets = num_bytes = num_target_bytes = 0
-        for number in range(-(-len(self.batches) // SHARD_BATCHES)):
+        for number in range(self._num_shards):
             for found in scan(shard_file(self.folder, number)):
                 usable = found.source in ANSWERED
                 lengths = (found.num_tokens, found.prompt_length)
@@ -111,6 +120,13 @@ class StoreWriter:
         }
         write_whole(self.folder / SUMMARY, json.dumps(summary, indent=1))
         return sources
+
+    @property
+    def _num_shards(self) -> int:
+        return -(-len(self.batches) // self.shard_batches)
+
+    def _planned(self, shard: int) -> Sequence[Sequence[int]]:
+        return self.batches[shard * self.shard_batches : (shard + 1) * self.shard_batches]
 
     @staticmethod
     def _done(file: Path, planned: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -112,6 +112,11 @@ class Recipe:
         return self.teacher.kind == "hf" and self.teacher.live
 
     @property
+    def each_scores(self) -> bool:
+        """Of several processes: whether each loads the teacher that scores the student's answers; else one asks for all."""
+        return self.teacher.kind == "hf" and self.teacher.device_map is None
+
+    @property
     def target_kind(self) -> str | None:
         """What is stored of the teacher's distributions; None when nothing is."""
         if self.teacher.kind == "none" or self.live or self.loss.kind == "text":

@@ -44,7 +44,8 @@ class Training:
     loss."""
     sharding: Literal["auto", "none", "full"] = "auto"
     """Under several processes. none: each holds the student (DDP); full: each holds a part of it, of its gradients and
-    of Adam's averages (FSDP2); auto: full where they would take more than 40 % of a GPU. The result is the same."""
+    of Adam's averages (FSDP2); auto: full where they would take more than 40 % of a GPU. The result is the same. With
+    on_policy, auto is none: a student that writes is whole."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each batch in which the student learns from its own answers, scored by the teacher."""
     on_policy_rounds: Annotated[int, Field(ge=1)] = 8
@@ -52,6 +53,11 @@ class Training:
     on_policy_temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
     """Sampling temperature of the student's answers."""
     on_policy_max_new_tokens: Annotated[int, Field(ge=1)] = 128
+
+    @property
+    def layout(self) -> Literal["auto", "none", "full"]:
+        """`sharding`, with what on_policy makes of auto."""
+        return "none" if self.on_policy and self.sharding == "auto" else self.sharding
 
     def __post_init__(self) -> None:
         if self.batch_size % self.gradient_accumulation_steps:
@@ -61,3 +67,9 @@ class Training:
             )
         if self.on_policy and not round(self.on_policy * self.batch_size):
             raise ValueError(f"on_policy={self.on_policy} is less than one of the {self.batch_size} rows of a batch")
+        if self.on_policy and self.sharding == "full":
+            raise ValueError(
+                f"on_policy={self.on_policy} with sharding=full: each process writes its share of the student's "
+                "answers, and holds the whole student for that. Use sharding=none; adapter=lora or qlora makes a large "
+                "student small enough"
+            )

@@ -77,6 +77,7 @@ def test_yaml_repeats_no_default():
         ("teacher.targets=sampled loss=jsd", ["teacher.targets=sampled", "loss=jsd", "top_k"]),
         ("teacher.targets=frozen_head", ["frozen_head", "adapter=lora", "student=pretrained"]),
         ("training.on_policy=0.001 loss=jsd", ["on_policy=0.001", "64 rows"]),
+        ("training.on_policy=0.5 loss=jsd training.sharding=full", ["sharding=full", "whole student", "adapter=lora"]),
         ("training.on_policy=0.5 loss=text", ["on_policy", "loss=text", "reverse_kl"]),
         ("loss=aligned teacher.live=true", ["aligned", "teacher.live"]),
         ("teacher=routed", ["teacher.teachers"]),

@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -304,3 +305,23 @@ def test_the_summary_counts_what_is_there(whole):
         2 * len(row.targets) + -(-len(row.targets.token_ids_E) * 13 // 8) for row in rows if row.targets is not None
     )
     assert summary["sources"] == {source: sum(r.source == source for r in rows) for source in {r.source for r in rows}}
+
+
+@pytest.mark.parametrize("shard_batches", [1, SHARD_BATCHES])
+def test_parts_that_several_write_in_turn_make_the_store_of_one(tmp_path, shard_batches):
+    stores = tmp_path / "one", tmp_path / "three"
+    batches = plan(HEADER.num_rows)
+    for store, parts in zip(stores, (1, 3), strict=True):
+        store.mkdir()
+        writers = [StoreWriter(store, HEADER, batches, shard_batches=shard_batches) for _ in range(parts)]
+        missing = [writer.missing(part, parts) for part, writer in enumerate(writers)]
+        assert sum(writer.num_missing(part, parts) for part, writer in enumerate(writers)) == HEADER.num_rows
+        for turn in zip_longest(*missing):
+            for writer, numbers in zip(writers, turn, strict=True):
+                if numbers is not None:
+                    writer.write([answer(number) for number in numbers])
+        assert [writer.num_missing() for writer in writers] == [0] * parts
+        writers[0].finish()
+    assert contents(stores[1]) == contents(stores[0])
+    for number in range(0, HEADER.num_rows, 7):
+        assert_same(TeacherResponses(stores[1])[number], answer(number))

@@ -41,7 +41,8 @@ def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
     if not recipe.training.gradient_checkpointing:
         cheap = [_training(c, "training.gradient_checkpointing=true", gradient_checkpointing=True) for c in cheap]
         yield from cheap
-    if hardware.count > 1 and recipe.training.sharding != "full" and recipe.adapter.kind != "qlora":
+    can_be_cut = recipe.adapter.kind != "qlora" and not recipe.training.on_policy
+    if hardware.count > 1 and can_be_cut and recipe.training.sharding != "full":
         yield from (_training(c, "training.sharding=full", sharding="full") for c in cheap)
     yield from _shorter(cheap[-1])
     if recipe.adapter.kind == "none" and recipe.student.kind == "pretrained" and recipe.student.layers is None:

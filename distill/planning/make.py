@@ -138,7 +138,7 @@ def _assumed(recipe: Recipe, hardware: Hardware) -> list[str]:
             + " -m distill …)."
         )
     if recipe.training.on_policy:
-        lines.append("training.on_policy: the student's own answers and their scores are not in these figures.")
+        lines.append("training.on_policy: the student's own answers are taken to be as long as the teacher's.")
     return lines
 
 

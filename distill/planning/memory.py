@@ -118,7 +118,7 @@ def trained(recipe: Recipe, student: Model, hardware: Hardware) -> Trained:
         frozen = NF4 * student.linear + FLOAT32 * (student.parameters - student.linear)
     weight_bytes = frozen + FLOAT32 * updated
     states = weight_bytes + (FLOAT32 + ADAM) * updated
-    wanted = recipe.training.sharding
+    wanted = recipe.training.layout
     large = wanted == "auto" and not hardware.is_cpu and states > SHARE_OF_DEVICE * hardware.device.memory_bytes
     cut = processes(hardware) > 1 and adapter.kind != "qlora" and (wanted == "full" or large)
     return Trained(updated, weight_bytes, processes(hardware) if cut else 1)

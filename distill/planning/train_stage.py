@@ -8,6 +8,7 @@ from distill.planning import rates
 from distill.planning.changes import for_training
 from distill.planning.memory import FLOAT32, Memory, computes_bf16, micro_rows, of_student, trained
 from distill.planning.model import BYTES, Model
+from distill.planning.own_answers import own_answers_work
 from distill.planning.result import Stage
 from distill.planning.site import Site, asked_rows, size_of
 from distill.planning.teaching import of_local
@@ -29,9 +30,17 @@ def train(site: Site) -> list[Stage]:
             beside = _live(recipe, teacher[1], site.volume, hardware, student) if teacher else None
             return of_student(recipe, student, site.volume, hardware, kind=kind, live=beside)
 
-        def work_of(recipe: Recipe, hardware: Hardware, teacher: Any = teacher) -> rates.Work:
+        own = name == "student" and recipe.training.on_policy > 0
+
+        def work_of(recipe: Recipe, hardware: Hardware, teacher: Any = teacher, own: bool = own) -> rates.Work:
             there = replace(site, recipe=recipe, hardware=hardware)
-            return training_work(there, teacher[1] if teacher else None)[2]
+            steps, _, work = training_work(there, teacher[1] if teacher else None)
+            if not own:
+                return work
+            answers = own_answers_work(there, None if teacher else site.facts.teachers["teach"][1], steps)
+            slowest = max(work, answers, key=lambda part: part.seconds)
+            bound = slowest.bound if slowest is work else f"{answers.bound}, in the student's own answers"
+            return rates.Work(work.flops + answers.flops, work.seconds + answers.seconds, bound)
 
         steps, tokens, _ = training_work(site, teacher[1] if teacher else None)
         saved = FLOAT32 * student.parameters

@@ -3,7 +3,8 @@
 The training is cut into rounds of equal length. At the start of a round the student answers the prompts of the round
 (`written`), then the teacher gives its distributions along these answers by prefill alone (`scored`), then the round is
 trained; so one device never holds both models. Both stores lie beside the training's checkpoints and are filled batch
-by batch: a crash repeats nothing that was written or scored.
+by batch: a crash repeats nothing that was written or scored. Of several processes each holds the whole student, and
+writes and scores its share of the batches.
 Source: generalised knowledge distillation, Agarwal et al. 2023, arXiv:2306.13649, algorithm 1; the rounds are ours.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from distill._store_writer import StoreWriter
+from distill.distributed import ALONE, World
 from distill.encoding import template_hash, tokenizer_hash
 from distill.progress import bar
 from distill.responses import SUMMARY, Header, TeacherResponses
@@ -44,6 +46,8 @@ def train_in_rounds(
     folder: Path,
     open_teacher: OpenTeacher | None,
     train: Callable[..., Trained],
+    each_scores: bool = True,
+    together: World = ALONE,
 ) -> Trained:
     """Trains `model` in place; of each batch, the share `training.on_policy` of its rows is the student's own answers.
 
@@ -51,6 +55,7 @@ def train_in_rounds(
         rows, plan: the training as it would be off-policy; the plan says which prompts a batch has.
         open_teacher: opens what scores (it is closed before training goes on); None for a teacher that stays in memory.
         train: `(rows, plan, stop_after)`, what trains up to a step and leaves its checkpoint in `folder / "trainer"`.
+        each_scores: whether every process opens the teacher for its share, or the leader alone for all.
     """
     known, batches, trained = list(rows), plan.batches.copy(), None
     ends = [round(plan.steps * (number + 1) / training.on_policy_rounds) for number in range(training.on_policy_rounds)]
@@ -61,12 +66,13 @@ def train_in_rounds(
         chosen = _chosen(plan.batches[steps], training.on_policy, [seed, number])
         asked = sorted({int(row) for row in plan.batches[steps][chosen]})
         written, scored = (folder / f"round-{number:03d}-{what}" for what in ("written", "scored"))
-        if (scored / SUMMARY).exists():
+        if together.share((scored / SUMMARY).exists()):
             answers = TeacherResponses(scored)
         else:
-            answers = _write(model, tokenizer, [rows[row] for row in asked], training, seed, number, written, folder)
+            load_last_checkpoint(model, folder / "trainer", together)
+            answers = _write(model, tokenizer, [rows[row] for row in asked], training, seed, number, written, together)
             if open_teacher is not None:
-                answers = _score(model, answers, open_teacher, scored)
+                answers = _score(model, answers, open_teacher, scored, together, each_scores)
         batches[steps] = _replaced(plan.batches[steps], chosen, asked, answers, known, training.max_length)
         lengths = np.array([row.length for row in known], dtype=np.int64)
         now = BatchPlan(batches, lengths[batches].sum(axis=1).cumsum())
@@ -90,25 +96,22 @@ def _write(
     seed: int,
     number: int,
     store: Path,
-    folder: Path,
+    together: World,
 ) -> TeacherResponses:
     """The student's own answers to the rows' prompts, with its weights of this moment."""
     import torch
 
     from distill.runtime.hf import Transformers
 
-    prompts = [[int(token) for token in row.read()[0][: row.prompt_length]] for row in rows]
     store.mkdir(exist_ok=True)
+    prompts = [[int(token) for token in row.read()[0][: row.prompt_length]] for row in rows]
     order = sorted(range(len(rows)), key=lambda row: len(prompts[row]))
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    writer = StoreWriter(store, _header(model, tokenizer, len(rows)), batches)
-    if not (missing := writer.num_missing()):
-        return _finished(writer, store)
-    load_last_checkpoint(model, folder / "trainer")
+    writer = _writer(store, _header(model, tokenizer, len(rows)), order, together)
     _to_where_it_runs(model)
     student, known = Transformers("the student", model=model.eval(), tokenizer=tokenizer), num_ids(tokenizer)
+    missing = writer.num_missing(together.rank, together.size)
     with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
-        for batch in writer.missing():
+        for batch in writer.missing(together.rank, together.size):
             asked = [prompts[row] for row in batch]
             longest = max(map(len, asked))
             room = max(1, min(training.on_policy_max_new_tokens, training.max_length - longest))
@@ -124,7 +127,7 @@ def _write(
             ]
             writer.write([replace(row, source="student") for row in written])
             advance(len(batch))
-    return _finished(writer, store)
+    return _finished(writer, store, together)
 
 
 def _to_where_it_runs(model: Any) -> None:
@@ -134,25 +137,57 @@ def _to_where_it_runs(model: Any) -> None:
         model.to(device)
 
 
-def _score(model: Any, answers: TeacherResponses, open_teacher: OpenTeacher, store: Path) -> TeacherResponses:
+def _score(
+    model: Any,
+    answers: TeacherResponses,
+    open_teacher: OpenTeacher,
+    store: Path,
+    together: World,
+    each_scores: bool,
+) -> TeacherResponses:
     """The answers with the teacher's targets."""
     import torch
 
     store.mkdir(exist_ok=True)
-    batches = [range(start, min(start + BATCH, len(answers))) for start in range(0, len(answers), BATCH)]
     device = next(model.parameters()).device
     model.cpu()  # its place on the device is the teacher's now
     gc.collect()  # the last round's trainer and its Adam averages refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    with open_teacher(store) as engine, bar("teacher scores", len(answers)) as advance:
-        writer = StoreWriter(store, replace(engine.header(len(answers)), samples=1), batches)
-        advance(len(answers) - writer.num_missing())
-        for batch in writer.missing():
-            writer.write(engine.with_targets([answers[number] for number in batch]))
-            advance(len(batch))
-        writer.finish()
+    together.wait()  # a teacher that the leader starts may lie on the devices of all
+    writer, scoring = None, together if each_scores else ALONE
+    if together.leads or each_scores:
+        with open_teacher(store) as engine:
+            header = replace(engine.header(len(answers)), samples=1)
+            writer = _writer(store, header, range(len(answers)), scoring)
+            with bar("teacher scores", writer.num_missing(scoring.rank, scoring.size)) as advance:
+                for batch in writer.missing(scoring.rank, scoring.size):
+                    writer.write(engine.with_targets([answers[number] for number in batch]))
+                    advance(len(batch))
+    scored = _finished(writer, store, together)
     model.to(device)
+    return scored
+
+
+def _writer(store: Path, header: Header, order: Sequence[int], together: World) -> StoreWriter:
+    """What fills `store` with the rows in that order; the leader begins it before the others do."""
+    size = min(BATCH, -(-len(order) // together.size))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    if not together.leads:
+        together.wait()
+    writer = StoreWriter(store, header, batches, shard_batches=1)
+    if together.leads:
+        together.wait()
+    return writer
+
+
+def _finished(writer: StoreWriter | None, store: Path, together: World) -> TeacherResponses:
+    """The store, once every process has written its part."""
+    together.wait()
+    if together.leads:
+        assert writer is not None
+        writer.finish()
+    together.wait()
     return TeacherResponses(store)
 
 
@@ -186,8 +221,3 @@ def _header(model: Any, tokenizer: Any, num_rows: int) -> Header:
         vocab_size=model.config.vocab_size,
         num_rows=num_rows,
     )
-
-
-def _finished(writer: StoreWriter, store: Path) -> TeacherResponses:
-    writer.finish()
-    return TeacherResponses(store)

@@ -91,7 +91,7 @@ def train(
     if together.size > 1:
         from distill.stages._together import Arguments, TogetherTrainer, cut_models
 
-        cut, live_teacher, states = cut_models(model, live_teacher, training.sharding, together, checkpoint, bf16=bf16)
+        cut, live_teacher, states = cut_models(model, live_teacher, training.layout, together, checkpoint, bf16=bf16)
         make, arguments = partial(TogetherTrainer, together=together, cut=cut), Arguments
     trainer = make(
         model=model,
@@ -344,9 +344,9 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def load_last_checkpoint(model: Any, folder: Path) -> None:
+def load_last_checkpoint(model: Any, folder: Path, together: World = ALONE) -> None:
     """Puts the weights of the last whole checkpoint in `folder` into `model`; without one, `model` stays as it is."""
-    checkpoint = _last_checkpoint(folder)
+    checkpoint = _same_checkpoint(folder, together)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
 

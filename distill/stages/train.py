@@ -102,7 +102,7 @@ def train_student(
     if together.size > 1:
         together.connect()  # before anything is loaded: it says which GPU is this process's
     build = partial(_build, recipe, tokenizer, folder)
-    model = read_student(Source(lambda _: build(), partial(build, outline=True)), training.sharding, together)
+    model = read_student(Source(lambda _: build(), partial(build, outline=True)), training.layout, together)
     with same_threads(folder) as threads:
         trained = _trained(recipe, name, model, tokenizer, made.rows, plan, folder, scorer)
     measured = {"resumed_from_step": trained.resumed_from_step, "world_size": together.size}
@@ -166,7 +166,8 @@ def _trained(
     live, teacher = name == "student" and recipe.live, None
     if live:  # of several processes, each reads as much of it as it will hold
         source = Source(partial(live_teacher, recipe), partial(_outline_of_teacher, recipe))
-        teacher = live_teacher(recipe) if world().size == 1 else source
+        # rounds would read it again and again
+        teacher = live_teacher(recipe) if world().size == 1 or recipe.training.on_policy else source
 
     def train_up_to(rows: "Sequence[TokenRow]", plan: "BatchPlan", stop_after: int | None = None) -> "Trained":
         return train(
@@ -195,7 +196,9 @@ def _trained(
         seed=recipe.seed,
         folder=folder,
         open_teacher=None if live else scorer,
+        each_scores=recipe.each_scores,
         train=train_up_to,
+        together=world(),
     )
 
 

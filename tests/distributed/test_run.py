@@ -92,6 +92,28 @@ def test_one_process_reuses_what_two_have_made(finished, run_cli, arguments):
     assert "train student            reused" in ran.stderr
 
 
+def test_both_write_and_score_what_the_student_answers(tmp_path, tiny_run_arguments):
+    """Through the whole command; that it is what one process does, tests/distributed/test_on_policy.py shows."""
+    rounds = ["training.on_policy=0.5", "training.on_policy_rounds=2", "training.on_policy_max_new_tokens=8"]
+    own = ["loss=jsd", "training.bf16=false", *rounds]
+    typed = [*tiny_run_arguments, *own, "baselines=[]", "compression=[]", "until=train"]
+    made = {}
+    for size, start in ((1, alone), (2, torchrun)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        ran = start([*DISTILL, *typed], folder)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        (run,) = (folder / "outputs" / "quickstart").iterdir()
+        trained = stages(run)["train student"]
+        assert trained["world_size"] == size
+        made[size] = folder / trained["made"]
+    assert trained["sharding"] == "none"
+    losses = {size: [point["loss_nats"] for point in lines(folder / "curve.jsonl")] for size, folder in made.items()}
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    # 6 steps of 4 own answers are shared out as shards of at most 12
+    assert len(list((made[2] / "round-001-scored").glob("shard-*.bin"))) == 2
+
+
 def test_a_batch_that_cannot_be_divided_is_refused_once_and_writes_nothing(tmp_path, arguments):
     codes, said = ended(pair([*DISTILL, *arguments, "training.batch_size=9"], tmp_path))
     assert codes == [2, 2]

@@ -45,7 +45,6 @@ def test_what_the_recipe_decides_is_refused_from_accelerate(monkeypatch, name, v
             "multiple of 3.\nUse training.batch_size=63 or training.batch_size=66",
         ),
         ("training.gradient_accumulation_steps=8", 16, "has to be a multiple of 128.\nUse training.batch_size=128"),
-        ("training.on_policy=0.5", 2, "on_policy=0.5 is not supported under 2 processes"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_with_the_numbers(monkeypatch, typed, size, said):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill._shards import Row
 from distill._store_writer import StoreWriter
+from distill.distributed import ALONE
 from distill.encoding import encode_prompt
 from distill.loss.jsd import Jsd
 from distill.responses import Header, TeacherResponses
@@ -33,22 +34,18 @@ from tests.conftest import cli_environment
 PROMPTS = [f"How much is {a} + {b}?" for a in range(4) for b in range(5)]
 
 
-@pytest.fixture
-def student(tiny_teacher):
-    """The tiny teacher with other random weights: it speaks the same tokens and says something else."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
+def other_than(teacher):
+    """The teacher with other random weights: it speaks the same tokens and says something else."""
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     torch.manual_seed(3)
     for weight in model.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.1)
-    return model, AutoTokenizer.from_pretrained(tiny_teacher)
+    return model, AutoTokenizer.from_pretrained(teacher)
 
 
-@pytest.fixture
-def base(student, tmp_path):
-    """What the training would be off-policy: 20 prompts, each with the answer 7 and a teacher who knows nothing."""
-    _, tokenizer = student
-    folder = tmp_path / "base"
+def off_policy(tokenizer, folder):
+    """Makes the store of what the training would be off-policy: 20 prompts, each with the answer 7 and a teacher who knows nothing."""
     folder.mkdir()
     sizes = {"vocab_size": len(tokenizer), "kept": 16, "num_rows": len(PROMPTS)}
     header = Header(teacher="t", engine="e", dtype="f", kind="top_k", **sizes)
@@ -65,23 +62,54 @@ def base(student, tmp_path):
             rows.append(Row(n, "7", "teacher", np.array(prompt + answer, np.int32), len(prompt), targets))
         writer.write(rows)
     writer.finish()
+
+
+def rows_in(folder):
+    """The rows of a store, to train on."""
     store = TeacherResponses(folder)
     return [TokenRow(n, *store.lengths(n), store) for n in range(len(store))]
 
 
-def in_rounds(student, base, tiny_teacher, tmp_path, **options):
-    """Trains with four rounds of two steps and remembers every batch that was trained on and every store opened."""
+@pytest.fixture
+def student(tiny_teacher):
+    return other_than(tiny_teacher)
+
+
+@pytest.fixture
+def base(student, tmp_path):
+    off_policy(student[1], tmp_path / "base")
+    return rows_in(tmp_path / "base")
+
+
+def in_rounds(
+    student,
+    base,
+    teacher,
+    tmp_path,
+    together=ALONE,
+    each_scores=True,
+    live=False,
+    on_scored=lambda rows: None,
+    **options,
+):
+    """Trains with four rounds of two steps and remembers every batch that was trained on and every store opened.
+
+    `on_scored` is called before the teacher scores rows in this process.
+    """
     model, tokenizer = student
     options = {"on_policy": 1.0, "on_policy_rounds": 4, "on_policy_max_new_tokens": 12, **options}
-    training = Training(batch_size=5, max_steps=8, learning_rate=1e-2, bf16=False, logging_steps=1, **options)
-    plan = plan_batches([r.length for r in base], batch_size=5, seed=0, epochs=1, max_steps=8)
+    given = {"batch_size": 5, "max_steps": 8, "learning_rate": 1e-2, "bf16": False, "logging_steps": 1}
+    training = Training(**{**given, **options})
+    plan = plan_batches([r.length for r in base], batch_size=training.batch_size, seed=0, epochs=1, max_steps=8)
     opened, trained = [], []
 
     @contextmanager
     def open_teacher(folder):
         opened.append(folder.name)
         wanted = Wanted(kind="top_k", prompt_targets=False, temperature=1.0, seed=0)
-        with open_local(Hf(kind="hf", model=str(tiny_teacher), top_k=16), wanted, folder) as engine:
+        with open_local(Hf(kind="hf", model=str(teacher), top_k=16), wanted, folder) as engine:
+            real = engine.with_targets
+            engine.with_targets = lambda rows: on_scored(rows) or real(rows)
             yield engine
 
     def train_up_to(rows, plan, stop_after=None):
@@ -96,11 +124,24 @@ def in_rounds(student, base, tiny_teacher, tmp_path, **options):
             pad_id=tokenizer.pad_token_id,
             folder=tmp_path / "trainer",
             label="test",
+            live_teacher=beside,
             stop_after=stop_after,
+            together=together,
         )
 
+    beside = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).requires_grad_(False) if live else None
     result = train_in_rounds(
-        model, tokenizer, base, training, plan, seed=0, folder=tmp_path, open_teacher=open_teacher, train=train_up_to
+        model,
+        tokenizer,
+        base,
+        training,
+        plan,
+        seed=0,
+        folder=tmp_path,
+        open_teacher=None if live else open_teacher,
+        train=train_up_to,
+        each_scores=each_scores,
+        together=together,
     )
     return result, trained, opened, plan
 
