@@ -52,7 +52,7 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
 
 
 def _jsonl(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -35,6 +35,14 @@ def test_the_three_formats_give_the_same_rows(files):
     assert prompts == {row["question"] for row in ROWS}
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(files):
+    """As Windows' own programs write UTF-8."""
+    for suffix in ("jsonl", "csv"):
+        marked = files / f"marked.{suffix}"
+        marked.write_bytes(b"\xef\xbb\xbf" + (files / f"rows.{suffix}").read_bytes())
+        assert local(marked).load().train == local(files / f"rows.{suffix}").load().train
+
+
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
     first = local(files / "rows.jsonl", rows=":10", eval_path=str(files / "rows.csv")).load().train
     rest = local(files / "rows.jsonl", rows="10:", eval_path=str(files / "rows.csv")).load().train
