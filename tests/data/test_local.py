@@ -43,6 +43,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(files):
         assert local(marked).load().train == local(files / f"rows.{suffix}").load().train
 
 
+def test_a_long_document_fits_a_csv(tmp_path):
+    document = "once upon a time " * 20_000
+    (tmp_path / "long.csv").write_text(f'question,answer\nsum it up,"{document}"\nagain,no\n')
+    examples = local(tmp_path / "long.csv").load()
+    assert {e.response for e in [*examples.train, *examples.evaluation["exact_match"]]} == {document, "no"}
+
+
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
     first = local(files / "rows.jsonl", rows=":10", eval_path=str(files / "rows.csv")).load().train
     rest = local(files / "rows.jsonl", rows="10:", eval_path=str(files / "rows.csv")).load().train
