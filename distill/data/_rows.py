@@ -29,11 +29,12 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
         raise DataError(f"{path} is a folder; {asked_by} needs a .jsonl, .csv or .parquet file, or a hub id.")
     if file.is_file():
         readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-        if file.suffix not in readers:
+        suffix = file.suffix.lower()
+        if suffix not in readers:
             raise DataError(
                 f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet."
             )
-        rows = readers[file.suffix](file)
+        rows = readers[suffix](file)
     elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{path}: no such file. {asked_by} takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:

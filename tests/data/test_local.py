@@ -50,6 +50,12 @@ def test_a_long_document_fits_a_csv(tmp_path):
     assert {e.response for e in [*examples.train, *examples.evaluation["exact_match"]]} == {document, "no"}
 
 
+def test_a_suffix_may_be_written_in_capitals(files):
+    copy = files / "ROWS.CSV"
+    copy.write_bytes((files / "rows.csv").read_bytes())
+    assert local(copy).load().train == local(files / "rows.csv").load().train
+
+
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
     first = local(files / "rows.jsonl", rows=":10", eval_path=str(files / "rows.csv")).load().train
     rest = local(files / "rows.jsonl", rows="10:", eval_path=str(files / "rows.csv")).load().train
