@@ -130,11 +130,8 @@ class Local:
             layout = Layout(self.messages_field, self.speaker_field, self.content_field, self.agent)
             return rows_of_dialogue(row, layout, where, every_turn=self.turns == "all")
         response = row.get(self.response_field)
-        if response is not None and not isinstance(response, str | int | float):
-            raise DataError(
-                f"{where}: field {self.response_field!r} holds {type(response).__name__}, text is needed. "
-                "For lists of chat turns use data.messages_field."
-            )
+        if response is not None:
+            _require_text(response, self.response_field, where)
         template = self.prompt_template
         prompt = filled(template, row, where) if template else _text(row, self.prompt_field, where)
         has_answer = response is not None and str(response) != ""
@@ -163,4 +160,13 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
             f"{where}: no field {field!r}. Fields there: {', '.join(map(str, row))}. "
             "Name the right ones with data.prompt_field, data.response_field or data.text_field."
         )
+    _require_text(value, field, where)
     return str(value)
+
+
+def _require_text(value: Any, field: str, where: str) -> None:
+    if not isinstance(value, str | int | float):
+        raise DataError(
+            f"{where}: field {field!r} holds {type(value).__name__}, text is needed. For lists of chat turns use "
+            "data.messages_field."
+        )

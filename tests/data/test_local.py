@@ -113,6 +113,7 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
         ("a.csv", "", ["holds no rows"]),
         ("a.xlsx", "x", [".xlsx", ".jsonl, .csv, .parquet"]),
         ("a.jsonl", '{"question": "1", "answer": ["x"]}\n', ["'answer'", "list"]),
+        ("a.jsonl", '{"question": [{"role": "user"}], "answer": "1"}\n', ["'question'", "list", "data.messages_field"]),
         ("a.csv", "question,answer\n\xe9t\xe9,1\n".encode("latin-1"), ["a.csv", "UTF-8"]),
         ("a.parquet", "no parquet", ["a.parquet", "cannot be read"]),
     ],
