@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
         ) from None
     if not count:
         raise DataError(f"{path} holds no rows.")
+
+
+def value_of(row: Mapping[str, Any], field: str) -> Any:
+    """The value of a row's field; None where there is none. NaN is none: so pandas writes a value that is missing."""
+    value = row.get(field)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

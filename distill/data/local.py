@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from distill.data._dialogue import ASSISTANT, Layout, rows_of_dialogue
 from distill.data._prompt import fields_of, filled
-from distill.data._rows import read_rows
+from distill.data._rows import read_rows, value_of
 from distill.errors import DataError
 from distill.example import Example, Examples
 from distill.option import STRICT, FileOrHubId
@@ -129,7 +129,7 @@ class Local:
         if self.messages_field:
             layout = Layout(self.messages_field, self.speaker_field, self.content_field, self.agent)
             return rows_of_dialogue(row, layout, where, every_turn=self.turns == "all")
-        response = row.get(self.response_field)
+        response = value_of(row, self.response_field)
         if response is not None:
             _require_text(response, self.response_field, where)
         template = self.prompt_template
@@ -152,7 +152,7 @@ def parse_slice(rows: int | str | None) -> slice:
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
-    value = row.get(field)
+    value = value_of(row, field)
     if value is None and field in row:
         raise DataError(f"{where}: field {field!r} is null, text is needed.")
     if value is None:

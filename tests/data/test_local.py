@@ -56,6 +56,17 @@ def test_a_suffix_may_be_written_in_capitals(files):
     assert local(copy).load().train == local(files / "rows.csv").load().train
 
 
+def test_nan_is_a_value_that_is_missing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "1", "answer": NaN, "more": NaN}\n')
+    path = tmp_path / "a.jsonl"
+    (example,) = local(path, eval_path=str(path)).load().train
+    assert example.response is None
+    (example,) = local(path, eval_path=str(path), prompt_template="{question} {more}").load().train
+    assert example.prompt == "1"
+    with pytest.raises(DataError, match="'answer' is null"):
+        local(path, prompt_field="answer").load()
+
+
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
     first = local(files / "rows.jsonl", rows=":10", eval_path=str(files / "rows.csv")).load().train
     rest = local(files / "rows.jsonl", rows="10:", eval_path=str(files / "rows.csv")).load().train
