@@ -1,6 +1,8 @@
 """`data=local`: rows of a .jsonl, .csv or .parquet file, or of a data set on the hub."""
 
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -119,7 +121,9 @@ class Local:
         rows = []
         for where, row in read_rows(path, split, subset, asked_by=asked_by):
             teacher = _text(row, field, where) if field else None
-            rows.append([replace(example, teacher=teacher) for example in self.examples_of(row, where)])
+            examples = [replace(example, teacher=teacher) for example in self.examples_of(row, where)]
+            _require_whole_characters(examples, where)
+            rows.append(examples)
         return rows
 
     def examples_of(self, row: dict[str, Any], where: str) -> list[Example]:
@@ -162,6 +166,17 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
         )
     _require_text(value, field, where)
     return str(value)
+
+
+def _require_whole_characters(examples: Sequence[Example], where: str) -> None:
+    """JSON can write one half of an emoji that was cut in two; no tokenizer takes it, and no file can hold it."""
+    try:
+        json.dumps([(example.prompt, example.response) for example in examples], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: holds half a character, \\u{half} alone: its text was cut inside one. Mend it, or leave it out."
+        ) from None
 
 
 def _require_text(value: Any, field: str, where: str) -> None:

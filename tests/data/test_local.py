@@ -67,6 +67,12 @@ def test_nan_is_a_value_that_is_missing(tmp_path):
         local(path, prompt_field="answer").load()
 
 
+def test_an_escaped_character_outside_the_first_plane_is_whole(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "\\ud83d\\ude00", "answer": "x", "unused": "\\ud83d"}\n')
+    (example,) = local(tmp_path / "a.jsonl", eval_path=str(tmp_path / "a.jsonl")).load().train
+    assert example.prompt == "\U0001f600"
+
+
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
     first = local(files / "rows.jsonl", rows=":10", eval_path=str(files / "rows.csv")).load().train
     rest = local(files / "rows.jsonl", rows="10:", eval_path=str(files / "rows.csv")).load().train
@@ -118,6 +124,7 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
     [
         ("a.jsonl", '{"question": "1"}\n{"question": \n', ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", "[1, 2]\n", ["a.jsonl, line 1", "list"]),
+        ("a.jsonl", '{"question": "cut \\ud83d", "answer": "1"}\n', ["a.jsonl, line 1", "\\ud83d", "half"]),
         ("a.jsonl", "", ["holds no rows"]),
         ("a.jsonl", '{"text": "1", "label": "2"}\n', ["line 1", "'question'", "text, label", "data.prompt_field"]),
         ("a.csv", "question,answer\n1,2\n1\n", ["a.csv, line 3", "2 columns"]),
