@@ -138,7 +138,9 @@ class Local:
             _require_text(response, self.response_field, where)
         template = self.prompt_template
         prompt = filled(template, row, where) if template else _text(row, self.prompt_field, where)
-        has_answer = response is not None and str(response) != ""
+        if not prompt.strip():
+            raise DataError(f"{where}: its prompt is empty, text is needed. Plain text goes into data.text_field.")
+        has_answer = response is not None and str(response).strip() != ""
         return [Example(prompt=prompt, response=str(response) if has_answer else None)]
 
 

@@ -56,6 +56,11 @@ def test_a_suffix_may_be_written_in_capitals(files):
     assert local(copy).load().train == local(files / "rows.csv").load().train
 
 
+def test_blanks_are_no_answer(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n1,\n2,  \n")
+    assert [e.response for e in local(tmp_path / "a.csv", eval_path=str(tmp_path / "a.csv")).load().train] == [None] * 2
+
+
 def test_nan_is_a_value_that_is_missing(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "1", "answer": NaN, "more": NaN}\n')
     path = tmp_path / "a.jsonl"
@@ -125,6 +130,7 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
         ("a.jsonl", '{"question": "1"}\n{"question": \n', ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", "[1, 2]\n", ["a.jsonl, line 1", "list"]),
         ("a.jsonl", '{"question": "cut \\ud83d", "answer": "1"}\n', ["a.jsonl, line 1", "\\ud83d", "half"]),
+        ("a.csv", "question,answer\nx,1\n ,2\n", ["a.csv, line 3", "prompt is empty"]),
         ("a.jsonl", "", ["holds no rows"]),
         ("a.jsonl", '{"text": "1", "label": "2"}\n', ["line 1", "'question'", "text, label", "data.prompt_field"]),
         ("a.csv", "question,answer\n1,2\n1\n", ["a.csv, line 3", "2 columns"]),
