@@ -89,9 +89,11 @@ class Local:
         """
         read = self._read(self.path, self.split, "data.path", routed=True)
         train = [row for row in read if row]
-        if not train:
-            raise DataError(f"{self.path}: none of its {len(read)} dialogues has a turn that answers another one.")
         left_out = len(read) - len(train)
+        why = "texts are blank" if self.text_field else "dialogues have no turn that answers another one"
+        note = f"{left_out} of {len(read)} {why}."
+        if not train:
+            raise DataError(f"{self.path}: {note} None is left.")
         random.Random(self.shuffle_seed).shuffle(train)
         if self.eval_path is not None:
             evaluation = self._read(self.eval_path, self.eval_split, "data.eval_path")
@@ -107,12 +109,12 @@ class Local:
         return Examples(
             train=[example for row in chosen for example in row],
             evaluation={"exact_match": [example for row in evaluation[: self.evaluation_rows] for example in row]},
-            notes=(f"{left_out} of {len(read)} dialogues have no turn that answers another one.",) if left_out else (),
+            notes=(note,) if left_out else (),
         )
 
     def _read(self, path: str, split: str, asked_by: str, *, routed: bool = False) -> list[list[Example]]:
-        """The rows of the source that the key `asked_by` names, each as its examples: one, or a dialogue's turns,
-        which may be none.
+        """The rows of the source that the key `asked_by` names, each as its examples: one, or a dialogue's turns.
+        There is none where a dialogue has nothing to learn, or a text is blank.
 
         `routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows.
         """
@@ -122,6 +124,8 @@ class Local:
         for where, row in read_rows(path, split, subset, asked_by=asked_by):
             teacher = _text(row, field, where) if field else None
             examples = [replace(example, teacher=teacher) for example in self.examples_of(row, where)]
+            if self.text_field and not (examples[0].response or "").strip():
+                examples = []  # a student would learn that nothing follows
             _require_whole_characters(examples, where)
             rows.append(examples)
         return rows

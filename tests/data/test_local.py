@@ -56,6 +56,18 @@ def test_a_suffix_may_be_written_in_capitals(files):
     assert local(copy).load().train == local(files / "rows.csv").load().train
 
 
+def test_blank_texts_are_left_out_and_counted(tmp_path):
+    """A third of wikitext's rows are such."""
+    (tmp_path / "t.jsonl").write_text('{"text": ""}\n{"text": "once"}\n{"text": " \\n "}\n')
+    options = {"text_field": "text", "eval_path": str(tmp_path / "t.jsonl")}
+    examples = Local(kind="local", path=str(tmp_path / "t.jsonl"), **options).load()
+    assert [e.response for e in (*examples.train, *examples.evaluation["exact_match"])] == ["once", "once"]
+    assert examples.notes == ("2 of 3 texts are blank.",)
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(DataError, match=r"1 of 1 texts are blank\. None is left"):
+        Local(kind="local", path=str(tmp_path / "b.jsonl"), text_field="text").load()
+
+
 def test_blanks_are_no_answer(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer\n1,\n2,  \n")
     assert [e.response for e in local(tmp_path / "a.csv", eval_path=str(tmp_path / "a.csv")).load().train] == [None] * 2
@@ -259,7 +271,7 @@ class TestDialogues:
         examples = self.load(path, turns="all")
         assert [self.said(example) for example in examples.train] == [("u: 1", "2")]
         assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
-        with pytest.raises(DataError, match="none of its 1 dialogues"):
+        with pytest.raises(DataError, match="1 of 1 dialogues .* None is left"):
             self.load(self.write(tmp_path / "b.jsonl", "a: hello"))
 
     def test_evaluation_shares_no_dialogue_with_training(self, tmp_path):
