@@ -100,6 +100,8 @@ class Local:
         else:
             held_out = min(500, max(1, len(train) // 10))
             evaluation, train = train[:held_out], train[held_out:]
+            if not train:
+                raise DataError(f"{self.path} holds one row, and it is held out. Give more, or data.eval_path=… as well.")
         chosen = train[parse_slice(self.rows)]
         if not chosen:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")

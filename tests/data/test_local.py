@@ -164,6 +164,9 @@ def test_wrong_files_are_named(tmp_path, name, content, words):
 def test_missing_files_and_empty_slices_are_named(files):
     with pytest.raises(DataError, match="no such file"):
         local("./missing.jsonl").load()
+    (files / "one.jsonl").write_text('{"question": "1", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"one row.*data\.eval_path"):
+        local(files / "one.jsonl").load()
     with pytest.raises(DataError, match="leaves no row of the 27"):
         local(files / "rows.csv", rows="100:").load()
 
