@@ -60,9 +60,9 @@ class Local:
     labelled_rows: Annotated[int, Field(ge=0)] | None = None
     """How many of the chosen rows, from the first, count as having an answer of their own. None: all that have one."""
     evaluation_rows: Annotated[int, Field(ge=1)] | None = None
-    """At most so many evaluation rows."""
+    """At most so many evaluation rows, after their own shuffle."""
     shuffle_seed: int = 0
-    """Not the run's seed: a teacher and its student must cut the same rows whatever their seeds are."""
+    """Not the run's seed: a teacher and its student must cut, and be judged on, the same rows whatever that is."""
 
     def __post_init__(self) -> None:
         parse_slice(self.rows)
@@ -97,11 +97,13 @@ class Local:
         random.Random(self.shuffle_seed).shuffle(train)
         if self.eval_path is not None:
             evaluation = self._read(self.eval_path, self.eval_split, "data.eval_path")
+            # the first of them stand for all: in a file that is sorted by class they would be of one or two
+            random.Random(self.shuffle_seed).shuffle(evaluation)
         else:
             held_out = min(500, max(1, len(train) // 10))
             evaluation, train = train[:held_out], train[held_out:]
             if not train:
-                raise DataError(f"{self.path} holds one row, and it is held out. Give more, or data.eval_path=… as well.")
+                raise DataError(f"{self.path} holds one row, and it is held out. Give more, or data.eval_path=… too.")
         chosen = train[parse_slice(self.rows)]
         if not chosen:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")
