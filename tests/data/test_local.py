@@ -314,6 +314,14 @@ class TestDialogues:
         options = {"speaker_field": "who", "content_field": "what", "agent": "Agentin"}
         assert [self.said(example) for example in self.load(path, **options).train] == [("s: 0 | u: 1", "2")]
 
+    def test_an_agent_of_another_name_that_nobody_named_is_told(self, tmp_path):
+        """ShareGPT's names; else the answers would be asked as part of the prompt."""
+        names = {"u": "human", "a": "gpt", "s": "system"}
+        path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", names=names)
+        with pytest.raises(DataError, match=r"line 1: nobody .* 'assistant'.* 'human', 'gpt'.*data\.agent="):
+            self.load(path)
+        assert [self.said(example) for example in self.load(path, agent="gpt").train] == [("s: 0 | u: 1", "2")]
+
     def test_wrong_names_of_fields_are_told(self, tmp_path):
         path = self.write(tmp_path / "chat.jsonl", "u: 1 | a: 2", speaker="who", content="what")
         with pytest.raises(DataError) as refused:
