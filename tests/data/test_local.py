@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from distill.checkpoint import checkpoint_folder
 from distill.data.local import Local, parse_slice
 from distill.errors import DataError
 
@@ -181,6 +182,15 @@ def test_the_first_evaluation_rows_stand_for_all(shared_data):
     assert len({row.response for row in rows[:300]}) >= 70
     few = local(train, evaluation_rows=50, **options).load()
     assert few.evaluation["exact_match"] == rows[:50]
+
+
+def test_a_tilde_is_the_users_home(files, monkeypatch):
+    """No shell expands it behind `data.path=`, nor in a recipe."""
+    monkeypatch.setenv("HOME", str(files))
+    assert local("~/rows.csv").path == str((files / "rows.csv").resolve())
+    assert local("~/no.csv").path == "~/no.csv"
+    (files / "teacher").mkdir()
+    assert checkpoint_folder("~/teacher") == str((files / "teacher").resolve())
 
 
 def test_banking77_splits_as_the_recipes_do(shared_data):
