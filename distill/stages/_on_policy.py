@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from distill._shards import Row
 from distill._store_writer import StoreWriter
 from distill.encoding import template_hash, tokenizer_hash
 from distill.progress import bar
@@ -109,22 +110,31 @@ def _write(
     student, known = Transformers("the student", model=model.eval(), tokenizer=tokenizer), num_ids(tokenizer)
     with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
         for batch in writer.missing():
-            asked = [prompts[row] for row in batch]
-            longest = max(map(len, asked))
-            room = max(1, min(training.on_policy_max_new_tokens, training.max_length - longest))
-            choose = likeliest
-            if training.on_policy_temperature:
-                # every round draws anew, and an answer does not depend on what was drawn before a crash
-                keys = [(number + 1 << 32) + row for row in batch]
-                choose = sampler(training.on_policy_temperature, seed, keys)
-            said = student.generate(asked, room, batch_size=len(asked), choose=among(known, choose))
-            written = [
-                answered_row(tokenizer, row, prompt, ids, cut=len(ids) == room, context=training.max_length)
-                for row, prompt, ids in zip(batch, asked, said, strict=True)
-            ]
-            writer.write([replace(row, source="student") for row in written])
+            answers: dict[int, Row] = {}
+            for room, alike in _by_room(batch, prompts, training).items():
+                choose = likeliest
+                if training.on_policy_temperature:
+                    # every round draws anew, and an answer does not depend on what was drawn before a crash
+                    keys = [(number + 1 << 32) + row for row in alike]
+                    choose = sampler(training.on_policy_temperature, seed, keys)
+                asked = [prompts[row] for row in alike]
+                said = student.generate(asked, room, batch_size=len(asked), choose=among(known, choose))
+                for row, ids in zip(alike, said, strict=True):
+                    cut, most = len(ids) == room, training.max_length
+                    written = answered_row(tokenizer, row, prompts[row], ids, cut=cut, context=most)
+                    answers[row] = replace(written, source="student")
+            writer.write([answers[row] for row in batch])
             advance(len(batch))
     return _finished(writer, store)
+
+
+def _by_room(batch: Sequence[int], prompts: Sequence[Sequence[int]], training: Training) -> dict[int, list[int]]:
+    """Tokens that an answer may have → rows; a long prompt has less room, and must not take its batch mates' too."""
+    rows: dict[int, list[int]] = {}
+    for row in batch:
+        left = training.max_length - len(prompts[row])
+        rows.setdefault(max(1, min(training.on_policy_max_new_tokens, left)), []).append(row)
+    return rows
 
 
 def _to_where_it_runs(model: Any) -> None:
