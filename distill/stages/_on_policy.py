@@ -53,7 +53,7 @@ def train_in_rounds(
         open_teacher: opens what scores (it is closed before training goes on); None for a teacher that stays in memory.
         train: `(rows, plan, stop_after)`, what trains up to a step and leaves its checkpoint in `folder / "trainer"`.
     """
-    known, batches, trained = list(rows), plan.batches.copy(), None
+    known, batches, trained, resumed = list(rows), plan.batches.copy(), None, None
     ends = [round(plan.steps * (number + 1) / training.on_policy_rounds) for number in range(training.on_policy_rounds)]
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if start == end:
@@ -72,8 +72,11 @@ def train_in_rounds(
         lengths = np.array([row.length for row in known], dtype=np.int64)
         now = BatchPlan(batches, lengths[batches].sum(axis=1).cumsum())
         trained = train(known, now, end if end < plan.steps else None)
+        # a round goes on from where it starts by design, and from another step after a crash
+        if resumed is None and trained.resumed_from_step not in {None, start}:
+            resumed = trained.resumed_from_step
     assert trained is not None
-    return trained
+    return replace(trained, resumed_from_step=resumed)
 
 
 def _chosen(batches: np.ndarray, share: float, seed: Sequence[int]) -> np.ndarray:

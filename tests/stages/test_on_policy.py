@@ -110,6 +110,7 @@ def test_each_round_is_what_the_student_said_at_its_start_scored_by_the_teacher(
     result, trained, opened, _ = in_rounds(student, base, tiny_teacher, tmp_path, on_policy_temperature=0.0)
     assert [stop for _, _, stop in trained] == [2, 4, 6, None]
     assert opened == [f"round-{n:03d}-scored" for n in range(4)]
+    assert result.resumed_from_step is None, "nothing was interrupted"
     assert [point["step"] for point in result.curve] == list(range(1, 9))
     teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32).double()
     for number in range(4):
