@@ -91,9 +91,16 @@ class Wandb:
             mode=mode,
             # a run that the user has open in this process stays as it is
             reinit="create_new",
-            # the training is over: the machine's load now and the terminal's output say nothing about it
             settings=wandb.Settings(
-                silent=True, console="off", init_timeout=30, x_disable_stats=True, disable_code=True, disable_git=True
+                silent=True,
+                console="off",
+                init_timeout=30,
+                disable_code=True,
+                disable_git=True,
+                # the training is over: the machine's load now and the terminal's output say nothing about it
+                x_disable_stats=True,
+                # W&B would take the command line as it was typed, with what our own record hides
+                x_disable_meta=True,
             ),
         )
 

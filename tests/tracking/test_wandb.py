@@ -40,7 +40,8 @@ def inspect(run: Path, *options: str):
     return json.loads(text) if options else [json.loads(line) for line in text.splitlines()]
 
 
-def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd):
+def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distill", "extra.hub_token=hf_77"])
     with (run / "recipe.yaml").open("a") as file:
         file.write("extra: {api_key: sk-1234, hub_token: hf_99, nested: {password: abcd}, max_new_tokens: 64}\n")
     line = Wandb(kind="wandb", project="p", tags=["t"]).log_run(run)
@@ -54,7 +55,7 @@ def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd):
     assert config["recipe"]["loss"] == {"kind": "forward_kl", "temperature": 1}
     assert config["recipe"]["extra"]["max_new_tokens"] == 64 and config["versions"]["wandb"] == "0.31.0"
     raw = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
-    assert b"quickstart" in raw and not any(secret in raw for secret in (b"sk-1234", b"hf_99", b'abcd"'))
+    assert b"quickstart" in raw and not any(secret in raw for secret in (b"sk-1234", b"hf_99", b'abcd"', b"hf_77"))
 
     for entry in json.loads((run / "scores.json").read_text())["models"]:
         for name, value in {**entry["scores"], "bytes": entry["bytes"], "verified": entry["verified"]}.items():
