@@ -4,6 +4,7 @@ import dataclasses
 import math
 import netrc
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -68,7 +69,7 @@ class Wandb:
             tracked.finish()
         if mode == "online":
             return f"W&B run {tracked.id} ({tracked.url})"
-        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {Path(tracked.dir).parent})"
+        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {shlex.quote(str(Path(tracked.dir).parent))})"
 
     def _start(self, folder: RunFolder, mode: Any) -> Any:
         import wandb

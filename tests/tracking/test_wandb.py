@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,6 +107,14 @@ def test_group_can_be_chosen_and_every_call_is_a_run_of_its_own(run):
     assert '"sweep-7"' in json.dumps(inspect(run))
     Wandb(kind="wandb", mode="offline").log_run(run)
     assert len(list((run / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_the_command_that_uploads_can_be_typed_as_it_stands(run):
+    spaced = run.rename(run.with_name("My projects"))
+    line = Wandb(kind="wandb").log_run(spaced)
+    command = line.partition("upload with: ")[2].removesuffix(")")
+    (folder,) = (spaced / "wandb").glob("offline-run-*")
+    assert shlex.split(command) == ["wandb", "sync", str(folder)]
 
 
 def test_a_folder_with_scores_alone_is_logged(run):
