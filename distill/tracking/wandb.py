@@ -69,7 +69,8 @@ class Wandb:
             tracked.finish()
         if mode == "online":
             return f"W&B run {tracked.id} ({tracked.url})"
-        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {shlex.quote(str(Path(tracked.dir).parent))})"
+        folder_of_run = shlex.quote(str(Path(tracked.dir).parent))
+        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {folder_of_run})"
 
     def _start(self, folder: RunFolder, mode: Any) -> Any:
         import wandb
