@@ -5,7 +5,9 @@ import json
 
 def test_teacher_and_student_are_compared_on_what_both_can_read(run_cli, tmp_path, tiny_teacher, tiny_run_arguments):
     (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Count to {n}.", "response": "one, two, three, " * 30}) + "\n" for n in range(24))
+        "".join(
+            json.dumps({"prompt": f"Count to {n}.", "response": "one, two, three, " * 30}) + "\n" for n in range(24)
+        )
     )
     arguments = [argument for argument in tiny_run_arguments if not argument.startswith("data.")]
     arguments += ["data=local", "data.path=rows.jsonl", "baselines=[]", "compression=[]", "evaluation.positions=600"]
