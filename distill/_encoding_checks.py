@@ -1,6 +1,7 @@
 """What can be refused of how tokenizers encode the data's rows, and would else spoil what a student learns."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def check_templates(examples: Examples, sides: list[tuple[str, str | None]]) -> 
         RecipeError: a template refuses the turns, leaves out what somebody said in them, or does not let the assistant
             begin; or a row has tokens that the embedding has no row for.
     """
-    rows = [*examples.train[:NUM_PROBED], *examples.evaluation["exact_match"][:NUM_PROBED]]
+    train, evaluation = examples.train, examples.evaluation["exact_match"]
+    rows = [*train[:NUM_PROBED], *evaluation[:NUM_PROBED], *_one_of_each_order([*train, *evaluation])]
     for model, revision in sides:
         tokenizer = load_tokenizer(model, revision)
         name = Path(model).name if Path(model).is_dir() else model
@@ -34,6 +36,15 @@ def check_templates(examples: Examples, sides: list[tuple[str, str | None]]) -> 
                 _says_every_turn(name, tokenizer, row)
             _lets_the_assistant_begin(name, tokenizer)
         _tokens_have_rows(name, tokenizer, num_embeddings(model), rows)
+
+
+def _one_of_each_order(rows: Sequence[Example]) -> list[Example]:
+    """The first row with each order of speakers: many templates refuse some, and one row in thousands may have it."""
+    first: dict[tuple[str, ...], Example] = {}
+    for row in rows:
+        if not isinstance(row.prompt, str):
+            first.setdefault(tuple(turn["role"] for turn in row.prompt), row)
+    return list(first.values())
 
 
 def num_embeddings(model: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def checkpoint_folder(name: str) -> str:
             found = ", ".join(sorted(f"bundled:{p.parent.name}" for p in BUNDLED.glob("*/config.json"))) or "none"
             raise ValueError(f"no checkpoint {name!r} ships with distill; these do: {found}")
         return str(folder)
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    at_home = os.path.expanduser(name)  # no shell does it behind student.model=
+    return str(Path(at_home).resolve()) if Path(at_home).is_dir() else name
 
 
 def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from distill._teacher_checks import (
 from distill._weights_check import check_weights
 from distill.data import Data
 from distill.errors import DataError, RecipeError
+from distill.evaluation.exact_match import final_answer
 from distill.example import Examples
 from distill.family.reading import Read, read_stored, refuse_unknown_architecture
 from distill.recipe import STAGES, Recipe
@@ -221,6 +222,12 @@ def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
         raise DataError(
             "No evaluation row has an answer to compare with (data.response_field in data.eval_path); "
             f"evaluation={recipe.evaluation.kind} needs them."
+        )
+    answers = [example.response for example in examples.evaluation["exact_match"] if example.response]
+    if getattr(recipe.evaluation, "compare", "text") == "final_answer" and not any(map(final_answer, answers)):
+        raise DataError(
+            f"evaluation.compare=final_answer looks for what follows ####, and none of the {len(answers)} answers of "
+            "evaluation rows has it: whatever a model says would be wrong. Use evaluation.compare=text."
         )
 
 

@@ -1,5 +1,6 @@
 """STRICT: how every option of a recipe is declared, so that its default, its range and its help stand in one place."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ STRICT = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, 
 
 def _absolute_if_it_exists(path: str) -> str:
     # recipe.yaml must reproduce the run from any working directory; a hub id stays as it is
-    return str(Path(path).resolve()) if path and Path(path).exists() else path
+    at_home = os.path.expanduser(path)  # no shell does it behind data.path=
+    return str(Path(at_home).resolve()) if path and Path(at_home).exists() else path
 
 
 FileOrHubId = Annotated[str, AfterValidator(_absolute_if_it_exists)]

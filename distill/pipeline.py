@@ -241,7 +241,7 @@ class Run:
     def _score(
         self, name: str, path: Path, inputs: Mapping[str, str], runtime: str, how: Mapping[str, Any] | None = None
     ) -> None:
-        teacher = self.scores.get("teacher")
+        teacher, longest = self.scores.get("teacher"), evaluate.longest_row(self.recipe)
 
         def make(scratch: Path) -> None:
             evaluate.score_model(
@@ -250,7 +250,7 @@ class Run:
                 self.recipe.evaluation,
                 self.examples.evaluation,
                 scratch,
-                max_length=self.recipe.training.max_length,
+                max_length=longest,
                 teacher=teacher.path if teacher else None,
                 is_teacher=name == "teacher",
                 tokenizer_from=self.models["student"].path / "checkpoint" if name in self.packages else None,
@@ -258,7 +258,7 @@ class Run:
             )
 
         device = {"runtime": runtime, **(how or {}), "gpu": gpu_name()}
-        max_length = {"max_length": self.recipe.training.max_length}
+        max_length = {"max_length": longest}
         self.scores[name] = self.workspace.produce(
             "scores",
             f"evaluate {name}",

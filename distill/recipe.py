@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def each_scores(self) -> bool:
-        """Of several processes: whether each loads the teacher that scores the student's answers; else one asks for all."""
+        """Whether each of several processes loads the teacher that scores the student's answers; else one asks it."""
         return self.teacher.kind == "hf" and self.teacher.device_map is None
 
     @property

@@ -66,6 +66,13 @@ def test_wrong_files(run_cli, tmp_path, tiny_teacher, content, words):
     refused(run_cli, tmp_path, *arguments, words=["rows.jsonl", *words])
 
 
+def test_answers_without_a_final_answer(run_cli, tmp_path, data, tiny_teacher):
+    data.write_text(data.read_text().replace("#### ", ""))
+    arguments = ["data=local", f"data.path={data}", f"teacher.model={tiny_teacher}", "baselines=[]"]
+    arguments += ["evaluation.compare=final_answer"]
+    refused(run_cli, tmp_path, *arguments, words=["####", "none of the 1 answers", "evaluation.compare=text"])
+
+
 def test_a_teacher_of_another_tokenizer(run_cli, tmp_path, data, tiny_teacher, shared_data):
     arguments = [
         "data=local",

@@ -10,6 +10,8 @@ from distill.errors import DataError
 from distill.example import Example
 
 ASSISTANT = "assistant"
+WHO_ASKS = frozenset({"user", "system", "developer", "tool", "function", "ipython"})
+"""Speakers that a dialogue without an answer may have."""
 Turns = list[dict[str, str]]
 
 
@@ -31,11 +33,12 @@ def rows_of_dialogue(row: Mapping[str, Any], layout: Layout, where: str, *, ever
     answers nobody: it stays in the later prompts, but is no row itself.
 
     Raises:
-        DataError: the field is missing or holds no list of turns.
+        DataError: the field is missing or holds no list of turns, or nobody answers and speakers have unknown names.
     """
     turns = _turns(row, layout, where)
     answers = [number for number, turn in enumerate(turns) if turn["role"] == ASSISTANT]
     if not answers:
+        _require_known_speakers(turns, layout, where)
         return [Example(prompt=tuple(turns))] if turns else []
     learnt = answers if every_turn else answers[-1:]
     return [
@@ -43,6 +46,16 @@ def rows_of_dialogue(row: Mapping[str, Any], layout: Layout, where: str, *, ever
         for number in learnt
         if number and turns[number]["content"].strip()
     ]
+
+
+def _require_known_speakers(turns: Turns, layout: Layout, where: str) -> None:
+    """Raises DataError where the one who answers may go by another name: what it says would become a prompt."""
+    others = [role for role in dict.fromkeys(turn["role"] for turn in turns) if role not in WHO_ASKS]
+    if others:
+        raise DataError(
+            f"{where}: nobody in this dialogue is {layout.agent!r}; its turns are by {', '.join(map(repr, others))}. "
+            "data.agent=… names the one whose turns are learnt; all others are the user's then."
+        )
 
 
 def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> Turns:

@@ -4,6 +4,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from distill.data._rows import value_of
 from distill.errors import DataError
 
 
@@ -41,7 +42,7 @@ def filled(template: str, row: Mapping[str, Any], where: str) -> str:
                 f"{where}: data.prompt_template asks for {{{name}}}. Fields there: {', '.join(map(str, row))}. "
                 "Braces that are meant literally are doubled."
             )
-        value = row[name]
+        value = value_of(row, name)
         if value is not None and not isinstance(value, str | int | float):
             raise DataError(
                 f"{where}: data.prompt_template asks for {{{name}}}, which holds {type(value).__name__}, not text."

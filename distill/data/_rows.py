@@ -2,13 +2,17 @@
 
 import csv
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill.errors import DataError
 
 Row = tuple[str, dict[str, Any]]
+
+LONGEST_FIELD = 1 << 30
+"""Characters of a .csv's field; Python's own limit of 131,072 stops at the first long document."""
 
 
 def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str = "data.path") -> Iterator[Row]:
@@ -26,11 +30,12 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
         raise DataError(f"{path} is a folder; {asked_by} needs a .jsonl, .csv or .parquet file, or a hub id.")
     if file.is_file():
         readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-        if file.suffix not in readers:
+        suffix = file.suffix.lower()
+        if suffix not in readers:
             raise DataError(
                 f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet."
             )
-        rows = readers[file.suffix](file)
+        rows = readers[suffix](file)
     elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise DataError(f"{path}: no such file. {asked_by} takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:
@@ -51,8 +56,14 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
         raise DataError(f"{path} holds no rows.")
 
 
+def value_of(row: Mapping[str, Any], field: str) -> Any:
+    """The value of a row's field; None where there is none. NaN is none: so pandas writes a value that is missing."""
+    value = row.get(field)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _jsonl(file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -67,6 +78,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
 
 
 def _csv(file: Path) -> Iterator[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         for row in reader:

@@ -1,6 +1,8 @@
 """`data=local`: rows of a .jsonl, .csv or .parquet file, or of a data set on the hub."""
 
+import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from distill.data._dialogue import ASSISTANT, Layout, rows_of_dialogue
 from distill.data._prompt import fields_of, filled
-from distill.data._rows import read_rows
+from distill.data._rows import read_rows, value_of
 from distill.errors import DataError
 from distill.example import Example, Examples
 from distill.option import STRICT, FileOrHubId
@@ -58,9 +60,9 @@ class Local:
     labelled_rows: Annotated[int, Field(ge=0)] | None = None
     """How many of the chosen rows, from the first, count as having an answer of their own. None: all that have one."""
     evaluation_rows: Annotated[int, Field(ge=1)] | None = None
-    """At most so many evaluation rows."""
+    """At most so many evaluation rows, after their own shuffle."""
     shuffle_seed: int = 0
-    """Not the run's seed: a teacher and its student must cut the same rows whatever their seeds are."""
+    """Not the run's seed: a teacher and its student must cut, and be judged on, the same rows whatever that is."""
 
     def __post_init__(self) -> None:
         parse_slice(self.rows)
@@ -87,15 +89,21 @@ class Local:
         """
         read = self._read(self.path, self.split, "data.path", routed=True)
         train = [row for row in read if row]
-        if not train:
-            raise DataError(f"{self.path}: none of its {len(read)} dialogues has a turn that answers another one.")
         left_out = len(read) - len(train)
+        why = "texts are blank" if self.text_field else "dialogues have no turn that answers another one"
+        note = f"{left_out} of {len(read)} {why}."
+        if not train:
+            raise DataError(f"{self.path}: {note} None is left.")
         random.Random(self.shuffle_seed).shuffle(train)
         if self.eval_path is not None:
             evaluation = self._read(self.eval_path, self.eval_split, "data.eval_path")
+            # the first of them stand for all: in a file that is sorted by class they would be of one or two
+            random.Random(self.shuffle_seed).shuffle(evaluation)
         else:
             held_out = min(500, max(1, len(train) // 10))
             evaluation, train = train[:held_out], train[held_out:]
+            if not train:
+                raise DataError(f"{self.path} holds one row, and it is held out. Give more, or data.eval_path=… too.")
         chosen = train[parse_slice(self.rows)]
         if not chosen:
             raise DataError(f"data.rows={self.rows} leaves no row of the {len(train)} in {self.path}.")
@@ -105,12 +113,12 @@ class Local:
         return Examples(
             train=[example for row in chosen for example in row],
             evaluation={"exact_match": [example for row in evaluation[: self.evaluation_rows] for example in row]},
-            notes=(f"{left_out} of {len(read)} dialogues have no turn that answers another one.",) if left_out else (),
+            notes=(note,) if left_out else (),
         )
 
     def _read(self, path: str, split: str, asked_by: str, *, routed: bool = False) -> list[list[Example]]:
-        """The rows of the source that the key `asked_by` names, each as its examples: one, or a dialogue's turns,
-        which may be none.
+        """The rows of the source that the key `asked_by` names, each as its examples: one, or a dialogue's turns.
+        There is none where a dialogue has nothing to learn, or a text is blank.
 
         `routed`: rows that a teacher is asked about, which must say whom; nobody is asked about evaluation rows.
         """
@@ -119,7 +127,11 @@ class Local:
         rows = []
         for where, row in read_rows(path, split, subset, asked_by=asked_by):
             teacher = _text(row, field, where) if field else None
-            rows.append([replace(example, teacher=teacher) for example in self.examples_of(row, where)])
+            examples = [replace(example, teacher=teacher) for example in self.examples_of(row, where)]
+            if self.text_field and not (examples[0].response or "").strip():
+                examples = []  # a student would learn that nothing follows
+            _require_whole_characters(examples, where)
+            rows.append(examples)
         return rows
 
     def examples_of(self, row: dict[str, Any], where: str) -> list[Example]:
@@ -129,15 +141,14 @@ class Local:
         if self.messages_field:
             layout = Layout(self.messages_field, self.speaker_field, self.content_field, self.agent)
             return rows_of_dialogue(row, layout, where, every_turn=self.turns == "all")
-        response = row.get(self.response_field)
-        if response is not None and not isinstance(response, str | int | float):
-            raise DataError(
-                f"{where}: field {self.response_field!r} holds {type(response).__name__}, text is needed. "
-                "For lists of chat turns use data.messages_field."
-            )
+        response = value_of(row, self.response_field)
+        if response is not None:
+            _require_text(response, self.response_field, where)
         template = self.prompt_template
         prompt = filled(template, row, where) if template else _text(row, self.prompt_field, where)
-        has_answer = response is not None and str(response) != ""
+        if not prompt.strip():
+            raise DataError(f"{where}: its prompt is empty, text is needed. Plain text goes into data.text_field.")
+        has_answer = response is not None and str(response).strip() != ""
         return [Example(prompt=prompt, response=str(response) if has_answer else None)]
 
 
@@ -155,7 +166,7 @@ def parse_slice(rows: int | str | None) -> slice:
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
-    value = row.get(field)
+    value = value_of(row, field)
     if value is None and field in row:
         raise DataError(f"{where}: field {field!r} is null, text is needed.")
     if value is None:
@@ -163,4 +174,24 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
             f"{where}: no field {field!r}. Fields there: {', '.join(map(str, row))}. "
             "Name the right ones with data.prompt_field, data.response_field or data.text_field."
         )
+    _require_text(value, field, where)
     return str(value)
+
+
+def _require_whole_characters(examples: Sequence[Example], where: str) -> None:
+    """JSON can write one half of an emoji that was cut in two; no tokenizer takes it, and no file can hold it."""
+    try:
+        json.dumps([(example.prompt, example.response) for example in examples], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: holds half a character, \\u{half} alone: its text was cut inside one. Mend it, or leave it out."
+        ) from None
+
+
+def _require_text(value: Any, field: str, where: str) -> None:
+    if not isinstance(value, str | int | float):
+        raise DataError(
+            f"{where}: field {field!r} holds {type(value).__name__}, text is needed. For lists of chat turns use "
+            "data.messages_field."
+        )

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distill._shards import Row
 from distill._store_writer import StoreWriter
 from distill.distributed import ALONE, World
 from distill.encoding import template_hash, tokenizer_hash
@@ -57,7 +58,7 @@ def train_in_rounds(
         train: `(rows, plan, stop_after)`, what trains up to a step and leaves its checkpoint in `folder / "trainer"`.
         each_scores: whether every process opens the teacher for its share, or the leader alone for all.
     """
-    known, batches, trained = list(rows), plan.batches.copy(), None
+    known, batches, trained, resumed = list(rows), plan.batches.copy(), None, None
     ends = [round(plan.steps * (number + 1) / training.on_policy_rounds) for number in range(training.on_policy_rounds)]
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if start == end:
@@ -77,8 +78,11 @@ def train_in_rounds(
         lengths = np.array([row.length for row in known], dtype=np.int64)
         now = BatchPlan(batches, lengths[batches].sum(axis=1).cumsum())
         trained = train(known, now, end if end < plan.steps else None)
+        # a round goes on from where it starts by design, and from another step after a crash
+        if resumed is None and trained.resumed_from_step not in {None, start}:
+            resumed = trained.resumed_from_step
     assert trained is not None
-    return trained
+    return replace(trained, resumed_from_step=resumed)
 
 
 def _chosen(batches: np.ndarray, share: float, seed: Sequence[int]) -> np.ndarray:
@@ -112,22 +116,31 @@ def _write(
     missing = writer.num_missing(together.rank, together.size)
     with torch.inference_mode(), bar(f"student answers, round {number + 1}", missing) as advance:
         for batch in writer.missing(together.rank, together.size):
-            asked = [prompts[row] for row in batch]
-            longest = max(map(len, asked))
-            room = max(1, min(training.on_policy_max_new_tokens, training.max_length - longest))
-            choose = likeliest
-            if training.on_policy_temperature:
-                # every round draws anew, and an answer does not depend on what was drawn before a crash
-                keys = [(number + 1 << 32) + row for row in batch]
-                choose = sampler(training.on_policy_temperature, seed, keys)
-            said = student.generate(asked, room, batch_size=len(asked), choose=among(known, choose))
-            written = [
-                answered_row(tokenizer, row, prompt, ids, cut=len(ids) == room, context=training.max_length)
-                for row, prompt, ids in zip(batch, asked, said, strict=True)
-            ]
-            writer.write([replace(row, source="student") for row in written])
+            answers: dict[int, Row] = {}
+            for room, alike in _by_room(batch, prompts, training).items():
+                choose = likeliest
+                if training.on_policy_temperature:
+                    # every round draws anew, and an answer does not depend on what was drawn before a crash
+                    keys = [(number + 1 << 32) + row for row in alike]
+                    choose = sampler(training.on_policy_temperature, seed, keys)
+                asked = [prompts[row] for row in alike]
+                said = student.generate(asked, room, batch_size=len(asked), choose=among(known, choose))
+                for row, ids in zip(alike, said, strict=True):
+                    cut, most = len(ids) == room, training.max_length
+                    written = answered_row(tokenizer, row, prompts[row], ids, cut=cut, context=most)
+                    answers[row] = replace(written, source="student")
+            writer.write([answers[row] for row in batch])
             advance(len(batch))
     return _finished(writer, store, together)
+
+
+def _by_room(batch: Sequence[int], prompts: Sequence[Sequence[int]], training: Training) -> dict[int, list[int]]:
+    """Tokens that an answer may have → rows; a long prompt has less room, and must not take its batch mates' too."""
+    rows: dict[int, list[int]] = {}
+    for row in batch:
+        left = training.max_length - len(prompts[row])
+        rows.setdefault(max(1, min(training.on_policy_max_new_tokens, left)), []).append(row)
+    return rows
 
 
 def _to_where_it_runs(model: Any) -> None:

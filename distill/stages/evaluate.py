@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from distill.artifact import fingerprint, write_whole
+from distill.checkpoint import read_config
 from distill.encoding import decode_response, encode_prompt, encode_response, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
 from distill.evaluation.exact_match import ExactMatch
 from distill.example import Example
+from distill.family.text_part import text_part
 from distill.progress import bar
+from distill.recipe import Recipe
 
 VERSION = 1
 """Part of the fingerprint: raise it when a model would be scored otherwise."""
@@ -31,6 +34,16 @@ def settings(evaluation: Evaluation) -> dict[str, Any]:
     if evaluation.speed:
         del settings["speed"]  # younger than the stores that have been made
     return settings
+
+
+def longest_row(recipe: Recipe) -> int:
+    """Tokens of a row on which likelihoods are measured at most: as many as the student is trained on, and the teacher,
+    which may be made for fewer, can read."""
+    teacher, longest = recipe.teacher, recipe.training.max_length
+    if teacher.kind != "hf":
+        return longest
+    config = text_part(read_config(teacher.model, teacher.revision, "teacher.model"))
+    return min(longest, config.get("max_position_embeddings") or config.get("n_positions") or longest)
 
 
 def unanswered(evaluation: Evaluation, row_sets: Mapping[str, Sequence[Example]]) -> list[str]:

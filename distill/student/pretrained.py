@@ -1,5 +1,6 @@
 """`student=pretrained`: start from a checkpoint, all of its layers or some."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -23,6 +24,10 @@ class Pretrained:
     revision: str | None = None
     layers: Annotated[list[int], Field(min_length=1)] | None = None
     """Keep only these layers, counted from 0; None keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.layers and len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers={self.layers} names a layer twice, and both would share their weights")
 
     def build(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
         """The model with float32 weights, on the CPU. `tokenizer` and `seed` decide nothing here."""
@@ -53,14 +58,23 @@ def config_with_layers(config: dict[str, Any], layers: list[int]) -> dict[str, A
     few = {**config, next((name for name in names if name in config), names[0]): len(layers)}
     if few.get("layer_types"):
         few["layer_types"] = [config["layer_types"][layer] for layer in layers]
+    if few.get("attention_types"):
+        few |= _kinds_of_attention(config["attention_types"], layers)
     return few
+
+
+def _kinds_of_attention(pairs: Sequence[Any], layers: list[int]) -> dict[str, Any]:
+    """GPT-Neo's layers of two kinds: it writes lists of kinds, each with how often it occurs, and each layer's kind."""
+    kinds = [kind for kinds, often in pairs for kind in list(kinds) * often]
+    kept = [kinds[layer] for layer in layers]
+    return {"attention_types": [[kept, 1]], "attention_layers": kept}
 
 
 def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:
     """Cuts `model` in place to the given decoder layers, in that order."""
     from torch import nn
 
-    decoder = model.base_model
+    decoder = getattr(model.base_model, "decoder", model.base_model)  # OPT's lies one level down
     name = next((n for n in ("layers", "h") if isinstance(getattr(decoder, n, None), nn.ModuleList)), None)
     if name is None:
         raise RecipeError(
@@ -72,9 +86,13 @@ def keep_layers(model: "PreTrainedModel", layers: list[int]) -> None:
         raise RecipeError(f"student.layers={layers}: the checkpoint has layers 0 to {len(blocks) - 1}, not {wrong}.")
     setattr(decoder, name, nn.ModuleList(blocks[index] for index in layers))
     for position, block in enumerate(getattr(decoder, name)):
-        attention = getattr(block, "self_attn", getattr(block, "attn", None))
-        if attention is not None and hasattr(attention, "layer_idx"):
-            attention.layer_idx = position  # the key-value cache is addressed by it
+        for part in block.modules():
+            for place in ("layer_idx", "layer_id"):
+                if hasattr(part, place):
+                    setattr(part, place, position)  # the key-value cache is addressed by it
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in layers]
+    if getattr(model.config, "attention_types", None):
+        for key, value in _kinds_of_attention(model.config.attention_types, layers).items():
+            setattr(model.config, key, value)

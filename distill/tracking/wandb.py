@@ -4,6 +4,7 @@ import dataclasses
 import math
 import netrc
 import os
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -68,7 +69,8 @@ class Wandb:
             tracked.finish()
         if mode == "online":
             return f"W&B run {tracked.id} ({tracked.url})"
-        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {Path(tracked.dir).parent})"
+        folder_of_run = shlex.quote(str(Path(tracked.dir).parent))
+        return f"W&B run {tracked.id} (offline{note}; upload with: wandb sync {folder_of_run})"
 
     def _start(self, folder: RunFolder, mode: Any) -> Any:
         import wandb
@@ -91,9 +93,16 @@ class Wandb:
             mode=mode,
             # a run that the user has open in this process stays as it is
             reinit="create_new",
-            # the training is over: the machine's load now and the terminal's output say nothing about it
             settings=wandb.Settings(
-                silent=True, console="off", init_timeout=30, x_disable_stats=True, disable_code=True, disable_git=True
+                silent=True,
+                console="off",
+                init_timeout=30,
+                disable_code=True,
+                disable_git=True,
+                # the training is over: the machine's load now and the terminal's output say nothing about it
+                x_disable_stats=True,
+                # W&B would take the command line as it was typed, with what our own record hides
+                x_disable_meta=True,
             ),
         )
 

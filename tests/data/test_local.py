@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from distill.checkpoint import checkpoint_folder
 from distill.data.local import Local, parse_slice
 from distill.errors import DataError
 
@@ -33,6 +34,61 @@ def test_the_three_formats_give_the_same_rows(files):
     assert len(loaded[0].train) == 27 and len(loaded[0].evaluation["exact_match"]) == 3
     prompts = {e.prompt for e in loaded[0].train} | {e.prompt for e in loaded[0].evaluation["exact_match"]}
     assert prompts == {row["question"] for row in ROWS}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(files):
+    """As Windows' own programs write UTF-8."""
+    for suffix in ("jsonl", "csv"):
+        marked = files / f"marked.{suffix}"
+        marked.write_bytes(b"\xef\xbb\xbf" + (files / f"rows.{suffix}").read_bytes())
+        assert local(marked).load().train == local(files / f"rows.{suffix}").load().train
+
+
+def test_a_long_document_fits_a_csv(tmp_path):
+    document = "once upon a time " * 20_000
+    (tmp_path / "long.csv").write_text(f'question,answer\nsum it up,"{document}"\nagain,no\n')
+    examples = local(tmp_path / "long.csv").load()
+    assert {e.response for e in [*examples.train, *examples.evaluation["exact_match"]]} == {document, "no"}
+
+
+def test_a_suffix_may_be_written_in_capitals(files):
+    copy = files / "ROWS.CSV"
+    copy.write_bytes((files / "rows.csv").read_bytes())
+    assert local(copy).load().train == local(files / "rows.csv").load().train
+
+
+def test_blank_texts_are_left_out_and_counted(tmp_path):
+    """A third of wikitext's rows are such."""
+    (tmp_path / "t.jsonl").write_text('{"text": ""}\n{"text": "once"}\n{"text": " \\n "}\n')
+    options = {"text_field": "text", "eval_path": str(tmp_path / "t.jsonl")}
+    examples = Local(kind="local", path=str(tmp_path / "t.jsonl"), **options).load()
+    assert [e.response for e in (*examples.train, *examples.evaluation["exact_match"])] == ["once", "once"]
+    assert examples.notes == ("2 of 3 texts are blank.",)
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(DataError, match=r"1 of 1 texts are blank\. None is left"):
+        Local(kind="local", path=str(tmp_path / "b.jsonl"), text_field="text").load()
+
+
+def test_blanks_are_no_answer(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n1,\n2,  \n")
+    assert [e.response for e in local(tmp_path / "a.csv", eval_path=str(tmp_path / "a.csv")).load().train] == [None] * 2
+
+
+def test_nan_is_a_value_that_is_missing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "1", "answer": NaN, "more": NaN}\n')
+    path = tmp_path / "a.jsonl"
+    (example,) = local(path, eval_path=str(path)).load().train
+    assert example.response is None
+    (example,) = local(path, eval_path=str(path), prompt_template="{question} {more}").load().train
+    assert example.prompt == "1"
+    with pytest.raises(DataError, match="'answer' is null"):
+        local(path, prompt_field="answer").load()
+
+
+def test_an_escaped_character_outside_the_first_plane_is_whole(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "\\ud83d\\ude00", "answer": "x", "unused": "\\ud83d"}\n')
+    (example,) = local(tmp_path / "a.jsonl", eval_path=str(tmp_path / "a.jsonl")).load().train
+    assert example.prompt == "\U0001f600"
 
 
 def test_slices_cut_the_same_shuffle_into_parts_that_do_not_meet(files):
@@ -86,12 +142,15 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
     [
         ("a.jsonl", '{"question": "1"}\n{"question": \n', ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", "[1, 2]\n", ["a.jsonl, line 1", "list"]),
+        ("a.jsonl", '{"question": "cut \\ud83d", "answer": "1"}\n', ["a.jsonl, line 1", "\\ud83d", "half"]),
+        ("a.csv", "question,answer\nx,1\n ,2\n", ["a.csv, line 3", "prompt is empty"]),
         ("a.jsonl", "", ["holds no rows"]),
         ("a.jsonl", '{"text": "1", "label": "2"}\n', ["line 1", "'question'", "text, label", "data.prompt_field"]),
         ("a.csv", "question,answer\n1,2\n1\n", ["a.csv, line 3", "2 columns"]),
         ("a.csv", "", ["holds no rows"]),
         ("a.xlsx", "x", [".xlsx", ".jsonl, .csv, .parquet"]),
         ("a.jsonl", '{"question": "1", "answer": ["x"]}\n', ["'answer'", "list"]),
+        ("a.jsonl", '{"question": [{"role": "user"}], "answer": "1"}\n', ["'question'", "list", "data.messages_field"]),
         ("a.csv", "question,answer\n\xe9t\xe9,1\n".encode("latin-1"), ["a.csv", "UTF-8"]),
         ("a.parquet", "no parquet", ["a.parquet", "cannot be read"]),
     ],
@@ -106,8 +165,32 @@ def test_wrong_files_are_named(tmp_path, name, content, words):
 def test_missing_files_and_empty_slices_are_named(files):
     with pytest.raises(DataError, match="no such file"):
         local("./missing.jsonl").load()
+    (files / "one.jsonl").write_text('{"question": "1", "answer": "2"}\n')
+    with pytest.raises(DataError, match=r"one row.*data\.eval_path"):
+        local(files / "one.jsonl").load()
     with pytest.raises(DataError, match="leaves no row of the 27"):
         local(files / "rows.csv", rows="100:").load()
+
+
+def test_the_first_evaluation_rows_stand_for_all(shared_data):
+    """banking77's test file is sorted by intent, and likelihoods are measured on its first rows alone."""
+    options = {"prompt_field": "text", "response_field": "category"}
+    options["eval_path"] = str(shared_data / "banking77/test.csv")
+    train = shared_data / "banking77/train.csv"
+    rows = local(train, **options).load().evaluation["exact_match"]
+    # 300 draws out of 77 classes of 40 rows each miss 1.5 of them on average
+    assert len({row.response for row in rows[:300]}) >= 70
+    few = local(train, evaluation_rows=50, **options).load()
+    assert few.evaluation["exact_match"] == rows[:50]
+
+
+def test_a_tilde_is_the_users_home(files, monkeypatch):
+    """No shell expands it behind `data.path=`, nor in a recipe."""
+    monkeypatch.setenv("HOME", str(files))
+    assert local("~/rows.csv").path == str((files / "rows.csv").resolve())
+    assert local("~/no.csv").path == "~/no.csv"
+    (files / "teacher").mkdir()
+    assert checkpoint_folder("~/teacher") == str((files / "teacher").resolve())
 
 
 def test_banking77_splits_as_the_recipes_do(shared_data):
@@ -213,7 +296,7 @@ class TestDialogues:
         examples = self.load(path, turns="all")
         assert [self.said(example) for example in examples.train] == [("u: 1", "2")]
         assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
-        with pytest.raises(DataError, match="none of its 1 dialogues"):
+        with pytest.raises(DataError, match=r"1 of 1 dialogues .* None is left"):
             self.load(self.write(tmp_path / "b.jsonl", "a: hello"))
 
     def test_evaluation_shares_no_dialogue_with_training(self, tmp_path):
@@ -240,6 +323,14 @@ class TestDialogues:
         path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", speaker="who", content="what", names=names)
         options = {"speaker_field": "who", "content_field": "what", "agent": "Agentin"}
         assert [self.said(example) for example in self.load(path, **options).train] == [("s: 0 | u: 1", "2")]
+
+    def test_an_agent_of_another_name_that_nobody_named_is_told(self, tmp_path):
+        """ShareGPT's names; else the answers would be asked as part of the prompt."""
+        names = {"u": "human", "a": "gpt", "s": "system"}
+        path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", names=names)
+        with pytest.raises(DataError, match=r"line 1: nobody .* 'assistant'.* 'human', 'gpt'.*data\.agent="):
+            self.load(path)
+        assert [self.said(example) for example in self.load(path, agent="gpt").train] == [("s: 0 | u: 1", "2")]
 
     def test_wrong_names_of_fields_are_told(self, tmp_path):
         path = self.write(tmp_path / "chat.jsonl", "u: 1 | a: 2", speaker="who", content="what")

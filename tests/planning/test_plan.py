@@ -186,39 +186,6 @@ def test_a_batch_smaller_than_the_cluster_leaves_devices_idle():
 
 
 ON_POLICY = [
-    *(
-        "recipe=gpt2xl_to_gpt2",
-        "loss=jsd",
-        "loss.hard_weight=0",
-        "baselines=[]",
-        "training.on_policy=0.5",
-        "training.max_steps=100",
-    ),
-    *("training.batch_size=64", "training.gradient_accumulation_steps=1", "training.on_policy_max_new_tokens=100000"),
-]
-
-
-def own_answers(hardware, *typed):
-    """(seconds, FLOP) that on_policy adds to the training, and the stage with it."""
-    without = stage(plan(recipe_of(*ON_POLICY, "training.on_policy=0", *typed), hardware), "train")
-    own = stage(plan(recipe_of(*ON_POLICY, *typed), hardware), "train")
-    return own.seconds - without.seconds, own.flops - without.flops, own
-
-
-def test_own_answers_are_written_by_the_student_and_read_by_the_teacher():
-    seconds, flops, own = own_answers("1xh100-80gb")
-    length = own.tokens / (100 * 64)
-    both = 124_439_808 + 1_557_611_200
-    assert flops == pytest.approx(100 * 32 * length * 2 * both, rel=0.15)  # 2 N a token, and attention
-    assert "in the student's own answers" in own.bound
-    # twelve layers are started for each token of a batch's longest answer, 128 answers at a time
-    assert seconds > 100 * 32 / 128 * 12 * 0.8e-3
-    halved, same, _ = own_answers("2xh100-80gb")
-    assert same == pytest.approx(flops) and 0.4 * seconds < halved < 0.6 * seconds
-    assert own_answers("1xh100-80gb", "training.on_policy_max_new_tokens=8")[0] < seconds / 2
-
-
-ON_POLICY = [
     *("recipe=gpt2xl_to_gpt2", "loss=jsd", "baselines=[]", "training.on_policy=0.5", "training.max_steps=100"),
     *("training.batch_size=64", "training.gradient_accumulation_steps=1", "training.on_policy_max_new_tokens=100000"),
 ]

@@ -32,6 +32,7 @@ from distill.training import Training
 from tests.conftest import cli_environment
 
 PROMPTS = [f"How much is {a} + {b}?" for a in range(4) for b in range(5)]
+PROMPTS[7] = "Ada has 1 box with 2 pens in it and finds 2 more. How many pens does she have?"
 
 
 def other_than(teacher):
@@ -45,7 +46,7 @@ def other_than(teacher):
 
 
 def off_policy(tokenizer, folder):
-    """Makes the store of what the training would be off-policy: 20 prompts, each with the answer 7 and a teacher who knows nothing."""
+    """A store: the training as it would be off-policy, 20 prompts, each answered 7 by a teacher who knows nothing."""
     folder.mkdir()
     sizes = {"vocab_size": len(tokenizer), "kept": 16, "num_rows": len(PROMPTS)}
     header = Header(teacher="t", engine="e", dtype="f", kind="top_k", **sizes)
@@ -150,6 +151,7 @@ def test_each_round_is_what_the_student_said_at_its_start_scored_by_the_teacher(
     result, trained, opened, _ = in_rounds(student, base, tiny_teacher, tmp_path, on_policy_temperature=0.0)
     assert [stop for _, _, stop in trained] == [2, 4, 6, None]
     assert opened == [f"round-{n:03d}-scored" for n in range(4)]
+    assert result.resumed_from_step is None, "nothing was interrupted"
     assert [point["step"] for point in result.curve] == list(range(1, 9))
     teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32).double()
     for number in range(4):
@@ -179,6 +181,16 @@ def test_the_first_round_is_the_untrained_students_greedy_answer(student, base, 
     asked = sorted({int(row) for row in plan.batches[:2].reshape(-1)})
     written = TeacherResponses(tmp_path / "round-000-written")
     assert written[asked.index(0)].input_ids_T.tolist() == expected
+
+
+def test_a_long_prompt_takes_no_room_from_the_others(student, base, tiny_teacher, tmp_path):
+    """One prompt leaves two tokens of training.max_length; the answers to all others are as long as ever."""
+    most = base[7].prompt_length + 2
+    in_rounds(student, base, tiny_teacher, tmp_path, on_policy_temperature=0.0, max_length=most)
+    stores = [TeacherResponses(folder) for folder in sorted(tmp_path.glob("round-*-written"))]
+    lengths = {store.lengths(row) for store in stores for row in range(len(store))}
+    # a random student does not end by itself
+    assert len(lengths) > 1 and all(tokens - prompt == min(12, most - prompt) for tokens, prompt in lengths)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6])

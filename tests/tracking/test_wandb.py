@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def inspect(run: Path, *options: str):
     return json.loads(text) if options else [json.loads(line) for line in text.splitlines()]
 
 
-def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd):
+def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distill", "extra.hub_token=hf_77"])
     with (run / "recipe.yaml").open("a") as file:
         file.write("extra: {api_key: sk-1234, hub_token: hf_99, nested: {password: abcd}, max_new_tokens: 64}\n")
     line = Wandb(kind="wandb", project="p", tags=["t"]).log_run(run)
@@ -54,7 +56,7 @@ def test_an_offline_run_holds_everything_and_prints_nothing(run, capfd):
     assert config["recipe"]["loss"] == {"kind": "forward_kl", "temperature": 1}
     assert config["recipe"]["extra"]["max_new_tokens"] == 64 and config["versions"]["wandb"] == "0.31.0"
     raw = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
-    assert b"quickstart" in raw and not any(secret in raw for secret in (b"sk-1234", b"hf_99", b'abcd"'))
+    assert b"quickstart" in raw and not any(secret in raw for secret in (b"sk-1234", b"hf_99", b'abcd"', b"hf_77"))
 
     for entry in json.loads((run / "scores.json").read_text())["models"]:
         for name, value in {**entry["scores"], "bytes": entry["bytes"], "verified": entry["verified"]}.items():
@@ -105,6 +107,14 @@ def test_group_can_be_chosen_and_every_call_is_a_run_of_its_own(run):
     assert '"sweep-7"' in json.dumps(inspect(run))
     Wandb(kind="wandb", mode="offline").log_run(run)
     assert len(list((run / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_the_command_that_uploads_can_be_typed_as_it_stands(run):
+    spaced = run.rename(run.with_name("My projects"))
+    line = Wandb(kind="wandb").log_run(spaced)
+    command = line.partition("upload with: ")[2].removesuffix(")")
+    (folder,) = (spaced / "wandb").glob("offline-run-*")
+    assert shlex.split(command) == ["wandb", "sync", str(folder)]
 
 
 def test_a_folder_with_scores_alone_is_logged(run):
