@@ -186,7 +186,14 @@ def test_a_batch_smaller_than_the_cluster_leaves_devices_idle():
 
 
 ON_POLICY = [
-    *("recipe=gpt2xl_to_gpt2", "loss=jsd", "baselines=[]", "training.on_policy=0.5", "training.max_steps=100"),
+    *(
+        "recipe=gpt2xl_to_gpt2",
+        "loss=jsd",
+        "loss.hard_weight=0",
+        "baselines=[]",
+        "training.on_policy=0.5",
+        "training.max_steps=100",
+    ),
     *("training.batch_size=64", "training.gradient_accumulation_steps=1", "training.on_policy_max_new_tokens=100000"),
 ]
 
