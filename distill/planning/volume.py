@@ -71,10 +71,11 @@ def volume_of(recipe: Recipe) -> Volume:
     if path is None or (Path(path).is_file() and Path(path).stat().st_size < LARGEST_FILE):
         found = _counted(recipe)
     else:
-        known = data_set(path)
+        known, subset = data_set(path), getattr(data, "subset", None)
         if known is None and not Path(path).exists() and is_meant_as_file(path):
             raise DataError(f"data.path={path}: no such file. It takes a file, or a data set's id on the hub.")
-        found = _of_known(recipe, known) if known else _unknown(recipe, path)
+        is_known = known is not None and known.is_of(subset)
+        found = _of_known(recipe, known) if is_known else _unknown(recipe, f"{path} ({subset})" if subset else path)
     return _as_answered(recipe, found)
 
 

@@ -135,6 +135,15 @@ def test_weights_do_not_wait_where_the_machine_has_no_memory_for_them():
     assert stage(enough, "teach").change.offloads
 
 
+def test_the_rows_of_one_subset_are_not_taken_for_another_ones():
+    """English Wikipedia has 6.4 million articles, Simple English 241,787."""
+    own = plan(recipe_of("recipe=gptneo2b7_to_125m"), "1xh100-80gb")
+    other = plan(recipe_of("recipe=gptneo2b7_to_125m", "data.subset=20231101.en"), "1xh100-80gb")
+    assert own.rows == 241_787 - 500
+    said = "wikimedia/wikipedia (20231101.en) is not read by a plan; 10,000 rows of training.max_length=1024 tokens"
+    assert any(said in note for note in other.assumptions)
+
+
 def test_time_and_money_are_those_of_six_n_per_token():
     recipe = recipe_of(*GPT2, "training.batch_size=1024", "training.max_steps=1000")
     made = plan(recipe, "1xh100-80gb", price_per_gpu_hour=2.0)
