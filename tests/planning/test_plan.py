@@ -277,6 +277,27 @@ def test_tables_break_no_figure_and_no_heading(width):
     assert {"arithmetic;", "bandwidth", "compress", "evaluate"} <= {word for line in words for word in line}
 
 
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize(
+    ("recipe", "hardware"), [("low_resource_news", "2xh100-80gb"), ("gemma3_27b_to_1b", "8xv100-32gb")]
+)
+def test_a_long_name_of_a_stage_takes_no_digit_from_a_figure(recipe, hardware, width):
+    """A sum of 131 that is shown as 13 is no sum."""
+    made, out = plan(recipe_of(f"recipe={recipe}"), hardware), io.StringIO()
+    show(made, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line.split() for line in text[: text.index("time")].splitlines() if line.split()[-1:] in (["yes"], ["NO"])]
+    assert ["stage", *HEADS, "sum", "there", "host", "fits"] in [line.split() for line in text.splitlines()]
+    for row, of in zip(rows, made.stages, strict=True):
+        parts = [row[at] for at in range(len(row)) if row[at][0].isdigit()]
+        total = next(n for n, part in enumerate(parts) if part == f"{of.available_bytes / 1e9:.1f}") - 1
+        shown = [float(part) for part in parts[: total + 1]]
+        assert shown[-1] == pytest.approx(of.memory.total / 1e9, abs=0.05)
+        assert shown[-1] == pytest.approx(sum(shown[:-1]), abs=0.04 * len(shown))
+    assert "e+" not in text.splitlines()[0]
+
+
 def test_a_fault_of_ours_is_one_sentence_and_exits_with_1(capsys, monkeypatch):
     monkeypatch.delenv("DISTILL_DEBUG", raising=False)
 
