@@ -20,6 +20,8 @@ DESCRIBED = {
     "host_gb": ("host_bytes", 1e9),
 }
 """Words of a description → what of a Device they say, and in which unit."""
+OTHER_MEMORY = 0.1
+"""By how much of a device's memory the driver's figure may differ: its bytes are binary, and some are kept."""
 EXAMPLE = "4xmine:memory_gb=48,bf16_tflops=180,bandwidth_gb=900,link_gb=32,per_node=4"
 
 
@@ -95,15 +97,22 @@ def this_machine() -> Hardware:
     if not gpus:
         return Hardware(this_cpu(), 1)
     name, memory_bytes = gpus[0][0], float(gpus[0][1]) * 2**20
-    words = name.lower().replace(" ", "").replace("-", "")
-    alike = [d for d in DEVICES.values() if d.name.partition("-")[0] in words]
+    alike = [device for device in DEVICES.values() if _is_called(device, name)]
     if not alike:
         raise RecipeError(
             f"This machine's {name} is not in the table of devices. Describe it: {typed(EXAMPLE)}\n"
             f"(there are: {', '.join(DEVICES)})"
         )
     device = min(alike, key=lambda device: abs(device.memory_bytes - memory_bytes))
+    if abs(memory_bytes / device.memory_bytes - 1) > OTHER_MEMORY:  # a laptop's RTX 4090 has 16 GB, an H100 NVL 94
+        device = replace(device, memory_bytes=memory_bytes, described=f"memory_gb={memory_bytes / 1e9:.0f}")
     return Hardware(replace(device, host_bytes=this_cpu().memory_bytes / len(gpus)), len(gpus))
+
+
+def _is_called(device: Device, name: str) -> bool:
+    """Whether the driver's name may be this device's: L40 is no L4, GH200 no H200, T400 no T4; A10G is an A10."""
+    model = re.sub(r"([a-z])(\d)", r"\1 ?\2", device.name.partition("-")[0])
+    return re.search(rf"(?<![a-z]){model}(?!\d)", name.lower()) is not None
 
 
 def told_by_driver(query: str) -> list[str]:

@@ -75,6 +75,35 @@ def test_gpus_that_no_process_may_use_are_not_there(visible, gpus, tmp_path, mon
     assert here.is_cpu if not gpus else (here.count, here.device.name) == (len(gpus), gpus[0][1])
 
 
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "device", "gigabytes"),
+    [
+        # as nvidia-smi names and counts them
+        ("NVIDIA H100 80GB HBM3", 81_559, "h100-80gb", 80),
+        ("NVIDIA H100 NVL", 95_830, "h100-80gb:memory_gb=100", 100.5),
+        ("NVIDIA A100-SXM4-40GB", 40_960, "a100-40gb", 40),
+        ("NVIDIA A10G", 23_028, "a10-24gb", 24),
+        ("NVIDIA L4", 23_034, "l4-24gb", 24),
+        ("NVIDIA L40S", 46_068, "l40s-48gb", 48),
+        ("Tesla V100-SXM2-16GB", 16_384, "v100-16gb", 16),
+        ("Tesla T4", 15_360, "t4-16gb", 16),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16_376, "rtx4090-24gb:memory_gb=17", 17.2),
+        ("NVIDIA L40", 46_068, None, None),
+        ("NVIDIA T400 4GB", 4096, None, None),
+        ("NVIDIA GH200 480GB", 97_871, None, None),
+    ],
+)
+def test_a_gpu_is_taken_for_no_other_one(name, mebibytes, device, gigabytes, monkeypatch):
+    """An L40 was planned as an L4 of 24 GB, and a laptop's RTX 4090 with the desktop's memory."""
+    monkeypatch.setattr("distill.hardware.told_by_driver", lambda query: [f"{name}, {mebibytes}"] * 2)
+    if device is None:
+        with pytest.raises(RecipeError, match="not in the table of devices"):
+            hardware_of(None)
+    else:
+        here = hardware_of(None)
+        assert str(here) == f"2x{device}" and here.device.memory_bytes == pytest.approx(gigabytes * 1e9, rel=0.01)
+
+
 def test_any_other_device_is_described_in_place():
     mine = hardware_of(EXAMPLE)
     assert (mine.count, mine.device.name, mine.per_node) == (4, "mine", 4)

@@ -1,5 +1,6 @@
 """python -m distill as a user meets it: exit codes, messages, run folders. Real processes, a pipeline of its own."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from distill.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -239,6 +242,10 @@ def test_help_is_one_screen_with_every_recipe_and_option(work):
     for name, comment in shipped.recipes().items():
         assert any(line.split()[:1] == [name] and comment.split()[0] in line for line in lines if line.strip()), name
     assert "__main__" not in done.stdout
+    # it says that a wrong key is answered with all of its group, which --cfg job does not show
+    assert "training.x=1 is answered with all." in done.stdout
+    wrong = start(work, "training.x=1", stand_in=False)
+    assert {field.name for field in dataclasses.fields(Training)} <= set(re.findall(r"\w+", wrong.stderr))
 
 
 def test_cfg_prints_yaml_that_composes(work):

@@ -187,6 +187,14 @@ def test_overrides_that_its_comments_name_compose_and_parse(name, typed):
     composed(f"recipe={name}", *(shlex.split(argument)[0] for argument in typed))
 
 
+@EACH_OF_CHECKPOINTS
+def test_how_many_tokens_a_server_keeps_is_what_its_comment_says(name):
+    text = " ".join(FILES[name].read_text("utf-8").replace("\n#", " ").split())
+    if said := re.search(r"(\d+) likeliest tokens", text):
+        served = composed(f"recipe={name}", *TO_FILL_IN.get(name, []), "teacher=vllm")
+        assert served.target_kind == "top_k" and served.teacher.top_k == int(said[1])
+
+
 @EACH
 def test_it_is_listed_as_hydra_would_compose_it(name):
     fast = listed(name, FILES[name])

@@ -42,6 +42,10 @@ class DataSet:
         """At least 32 rows in exactly these columns, written by us: not one is from the data set itself."""
         return _rows(self.sample)
 
+    def is_of(self, subset: str | None) -> bool:
+        """Whether these facts are of that subset; another one has its own rows, in as many splits as it likes."""
+        return self.subset in {None, subset}
+
     def characters(self, column: str) -> float:
         """Mean characters of `column` in a row: as known, else as in our sample, which is a guess. Messages: of all."""
         known = self.characters_per_row.get(column)

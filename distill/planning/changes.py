@@ -58,8 +58,8 @@ def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[C
     """Smaller batches, all GPUs of a node, four bits, the machine's memory, a tensor-parallel server, more GPUs."""
     teacher, start = recipe.teacher, Change((), recipe, hardware)
     if teacher.kind == "vllm":
-        if teacher.dtype == "bfloat16" and not hardware.device.has_bf16:
-            start = _teacher(start, "teacher.dtype=float16", dtype="float16")
+        start = _without_bf16(start)
+        if start.words:
             yield start
         yield from _less_parallel(start)
         yield from _more_parallel(start, model)
@@ -83,9 +83,8 @@ def for_teaching(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[C
     if not hardware.is_cpu:
         unquantised = [start, *smaller] if teacher.quantization == "none" else []
         yield from (_offloaded(c) for c in unquantised)
-        served = replace(recipe, teacher=_as_served(teacher)) if recipe.target_kind in {None, "top_k"} else None
-        if served is not None:
-            yield from _more_parallel(Change(("teacher=vllm",), served, hardware), model)
+        if recipe.target_kind in {None, "top_k"} and teacher.quantization == "none":
+            yield from _more_parallel(_served(recipe, hardware), model)
         yield from _more_of_a_node(spread[-1] if spread is not cheap else cheap[-1])
 
 
@@ -97,7 +96,7 @@ def as_served(recipe: Recipe, hardware: Hardware, model: Model) -> Iterator[Chan
     known = published(model.name)
     if known is None or not known[0].vllm or teacher.targets not in {"auto", "top_k"}:
         return
-    start = Change(("teacher=vllm",), replace(recipe, teacher=_as_served(teacher)), hardware)
+    start = _served(recipe, hardware)
     yield start
     yield from (change for change in _more_parallel(start, model) if change.hardware == hardware)
 
@@ -185,9 +184,20 @@ def _offloaded(start: Change) -> Change:
     return replace(start, offloads=True)
 
 
-def _as_served(teacher: Any) -> Vllm:
-    same = ("responses", "keep_answers", "samples", "filters", "temperature", "max_new_tokens", "revision")
-    return Vllm(kind="vllm", model=teacher.model, **{name: getattr(teacher, name) for name in same})
+def _served(recipe: Recipe, hardware: Hardware) -> Change:
+    """With teacher=vllm typed: keys of the recipe that it has too stay as they are."""
+    same = ("responses", "keep_answers", "samples", "filters", "temperature", "max_new_tokens", "revision", "dtype")
+    kept = {name: getattr(recipe.teacher, name) for name in same}
+    teacher = Vllm(kind="vllm", model=getattr(recipe.teacher, "model", ""), **kept)
+    return _without_bf16(Change(("teacher=vllm",), replace(recipe, teacher=teacher), hardware))
+
+
+def _without_bf16(start: Change) -> Change:
+    """In float16 where vLLM would refuse the bfloat16 that the recipe names."""
+    teacher: Any = start.recipe.teacher
+    if teacher.dtype != "bfloat16" or start.hardware.device.has_bf16:
+        return start
+    return _teacher(start, "teacher.dtype=float16", dtype="float16")
 
 
 def _training(start: Change, words: str, **values: Any) -> Change:

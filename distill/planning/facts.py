@@ -37,7 +37,7 @@ def facts_of(recipe: Recipe) -> Facts:
     if recipe.teacher.kind == "routed":
         asked = {f"teach {name}": one for name, one in sorted(recipe.teacher.teachers.items())}
     teachers: dict[str, tuple[Any, Model | None]] = {
-        stage: (one, _checkpoint(one.model, one.revision, f"{stage.replace('teach', 'teacher', 1)}.model"))
+        stage: (one, _checkpoint(one.model, one.revision, f"{key_of(stage)}.model"))
         if one.kind in HERE
         else (one, None)
         for stage, one in asked.items()
@@ -48,7 +48,15 @@ def facts_of(recipe: Recipe) -> Facts:
         for stage, (one, model) in teachers.items()
         if model is None and one.kind == "server"
     ]
+    if len(asked) > 1:
+        notes.append(f"teach: the rows are taken to be divided evenly among {len(asked)} teachers.")
     return Facts(teachers, _student(recipe, first), volume_of(recipe), tuple(notes))
+
+
+def key_of(stage: str) -> str:
+    """The recipe's key of the teacher that is asked in this stage: of "teach math" it is "teacher.teachers.math"."""
+    _, _, route = stage.partition(" ")
+    return f"teacher.teachers.{route}" if route else "teacher"
 
 
 def _student(recipe: Recipe, teacher: Model | None) -> Model:

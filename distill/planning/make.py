@@ -1,11 +1,13 @@
 """plan(): a recipe and its hardware → a Plan. Reads configurations and local data; downloads no weights."""
 
+from dataclasses import replace
+
 from distill._process_checks import check_division
 from distill.devices import CPU_BANDWIDTH, CPU_FLOPS
 from distill.errors import RecipeError
 from distill.hardware import Hardware, hardware_of, typed
 from distill.planning import rates
-from distill.planning.facts import Facts, bytes_to_convert, bytes_to_download, facts_of
+from distill.planning.facts import Facts, bytes_to_convert, bytes_to_download, facts_of, key_of
 from distill.planning.memory import ADAM, FLOAT32, processes, trained
 from distill.planning.package_stages import package_bytes
 from distill.planning.result import Download, Plan
@@ -86,14 +88,16 @@ def _slow_dtypes(facts: Facts, hardware: Hardware) -> list[str]:
     """Teachers of transformers whose weights are in bfloat16, on a device that cannot multiply it."""
     if hardware.device.has_bf16 or hardware.is_cpu:
         return []
-    device = hardware.device
-    slower = device.bf16_flops / device.float32_flops
-    return [
-        f"{stage}: {device.name} does not multiply bfloat16 in hardware; its products are planned at float32's "
-        f"rate. teacher.dtype=float16 is {slower:.0f} times as fast, where the model's numbers fit its range."
-        for stage, (one, model) in facts.teachers.items()
-        if model and one.kind == "hf" and dtype_of(one, model) == "bfloat16"
-    ]
+    device, lines = hardware.device, []
+    for stage, (one, model) in facts.teachers.items():
+        if not model or one.kind != "hf" or dtype_of(one, model) != "bfloat16":
+            continue
+        said = f"{stage}: {device.name} does not multiply bfloat16 in hardware; it is planned at float32's rate."
+        if dtype_of(replace(one, dtype="auto"), model) == "float16":
+            times = device.bf16_flops / device.float32_flops
+            said += f" {key_of(stage)}.dtype=auto takes float16, as stored: {times:.0f} times as fast."
+        lines.append(said)
+    return lines
 
 
 def _stored(recipe: Recipe, facts: Facts) -> float:

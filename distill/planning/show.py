@@ -26,7 +26,9 @@ def show(plan: Plan, console: Console | None = None) -> None:
         f"parameters, {plan.rows:,} rows"
     )
     if plan.stages:
-        out.print(_memory(plan, out.width))
+        wide = _memory(plan, gap=1)
+        needed = out.measure(wide, options=out.options.update(max_width=10 * WIDTH)).maximum
+        out.print(wide if needed <= out.width else _memory(plan, gap=0))
         out.print(_time(plan))
     out.print(_disk(plan))
     for title, lines in (("Assumed", plan.assumptions), ("Licence", plan.licence)):
@@ -42,12 +44,13 @@ def show(plan: Plan, console: Console | None = None) -> None:
     _say(out, plan.verdict, "bold green" if plan.fits and not plan.refused else "bold red")
 
 
-def _memory(plan: Plan, width: int) -> Table:
+def _memory(plan: Plan, *, gap: int) -> Table:
     host = any(stage.memory.host for stage in plan.stages)
     beside = ("host",) if host else ()
-    # twelve columns: two spaces less between them is what 80 columns take
     heads = ("stage", *HEADS, "sum", "there", *beside, "fits")
-    table = _table("GB on the fullest device", *heads, gap=0 if width < WIDTH else 1)
+    table = _table("GB on the fullest device", *heads, gap=gap)
+    # where there is no room, a name is what breaks: of a figure, a digit would be lost
+    table.columns[0].no_wrap = False
     for stage in plan.stages:
         parts = [_gb(getattr(stage.memory, part)) for part in PARTS]
         fits = "[green]yes[/green]" if stage.fits else "[red]NO[/red]"
@@ -109,7 +112,7 @@ def _gb(size: float) -> str:
 def _count(number: float) -> str:
     """65.3B, 124M, 7,473."""
     for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= unit:
+        if number >= 0.9995 * unit:  # three digits of less
             return f"{number / unit:.3g}{letter}"
     return f"{number:,.0f}"
 

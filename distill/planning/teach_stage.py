@@ -1,18 +1,22 @@
 """The teach stage: what asking each teacher takes."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from distill.hardware import Hardware
 from distill.planning import rates
-from distill.planning.changes import as_served, for_teaching
+from distill.planning.changes import Change, as_served, for_teaching
 from distill.planning.evaluating import evaluating_beside
+from distill.planning.facts import key_of
 from distill.planning.model import Model
 from distill.planning.placement import placed
 from distill.planning.result import Remedy, Stage
 from distill.planning.site import Site, asked_rows, fits, size_of
 from distill.planning.store_size import store_bytes
 from distill.planning.teaching import copies_of, rows_in_flight, served_bytes, served_dtype, teaching_need
+from distill.planning.volume import volume_of
 from distill.planning.weights import dtype_of, local_bytes
 
 
@@ -22,11 +26,12 @@ def teach(site: Site) -> list[Stage]:
     for name, (teacher, model) in site.facts.teachers.items():
         if model is None or (site.recipe.live and teacher.responses == "data"):
             continue  # it runs elsewhere, or is asked nothing before training
-        alone = replace(site.recipe, teacher=teacher) if site.recipe.teacher.kind == "routed" else site.recipe
         kind = site.recipe.target_kind
         if teacher.responses == "data" and kind is None:
             continue
-        own = replace(site, recipe=alone)
+        is_routed = site.recipe.teacher.kind == "routed"
+        own = _alone(site, teacher) if is_routed else site
+        tries = for_teaching(own.recipe, site.hardware, model)
         disk = store_bytes(site.recipe, site.volume, model.vocab, site.facts.student.hidden)
         disk /= len(site.facts.teachers)
         stages.append(
@@ -35,18 +40,37 @@ def teach(site: Site) -> list[Stage]:
                 f"{size_of(model)} {'writes' if teacher.responses == 'generate' else 'reads'}"
                 + (f", {kind} targets" if kind else ""),
                 _teachers_layout(teacher, model, site.hardware),
-                lambda recipe, hardware, model=model: teaching_need(recipe, hardware, model, site.volume),
-                for_teaching(alone, site.hardware, model),
-                lambda recipe, hardware, model=model: teaching_work(
-                    replace(site, recipe=recipe, hardware=hardware), recipe.teacher, model
+                lambda recipe, hardware, own=own, model=model: teaching_need(recipe, hardware, model, own.volume),
+                _of_route(tries, name) if is_routed else tries,
+                lambda recipe, hardware, own=own, model=model: teaching_work(
+                    replace(own, recipe=recipe, hardware=hardware), recipe.teacher, model
                 ),
                 beside=None if name != "teach" else evaluating_beside(site),
-                tokens=asked_rows(site) * (site.volume.prompt + site.volume.answer),
+                tokens=asked_rows(own) * (own.volume.prompt + own.volume.answer),
                 disk_bytes=disk,
             )
         )
-        stages[-1] = replace(stages[-1], faster=_faster(own, model, stages[-1]))
+        if not is_routed:
+            stages[-1] = replace(stages[-1], faster=_faster(own, model, stages[-1]))
     return stages
+
+
+def _alone(site: Site, teacher: Any) -> Site:
+    """As if this one of several teachers were the recipe's own, with an even share of the rows."""
+    kind, data = site.recipe.target_kind, replace(site.recipe.data, teacher_field=None)
+    same = replace(teacher, targets=kind) if kind in {"sampled", "top_k", "dense"} else teacher
+    recipe = replace(site.recipe, teacher=same, data=data)
+    volume = volume_of(recipe)
+    volume = replace(volume, rows=round(volume.rows / len(site.facts.teachers)))
+    return replace(site, recipe=recipe, facts=replace(site.facts, volume=volume))
+
+
+def _of_route(tries: Iterator[Change], stage: str) -> Iterator[Change]:
+    """Under the keys of this one of several teachers. Another kind of teacher would need a table of other keys."""
+    for change in tries:
+        if "teacher=vllm" not in change.words:
+            words = (re.sub(r"\bteacher\.", f"{key_of(stage)}.", word) for word in change.words)
+            yield replace(change, words=tuple(words))
 
 
 def _faster(site: Site, model: Model, stage: Stage) -> Remedy | None:

@@ -71,10 +71,13 @@ def volume_of(recipe: Recipe) -> Volume:
     if path is None or (Path(path).is_file() and Path(path).stat().st_size < LARGEST_FILE):
         found = _counted(recipe)
     else:
-        known = data_set(path)
+        known, subset = data_set(path), getattr(data, "subset", None)
         if known is None and not Path(path).exists() and is_meant_as_file(path):
             raise DataError(f"data.path={path}: no such file. It takes a file, or a data set's id on the hub.")
-        found = _of_known(recipe, known) if known else _unknown(recipe, path)
+        if known is not None and known.is_of(subset):
+            found = _of_known(recipe, known)
+        else:
+            found = _unknown(recipe, f"{path} ({subset})" if subset else path)
     return _as_answered(recipe, found)
 
 
@@ -217,7 +220,8 @@ def _as_answered(recipe: Recipe, found: Volume) -> Volume:
     teacher: Any = recipe.teacher
     if getattr(recipe.data, "text_field", None) or teacher.kind in {"none", "file"} or teacher.responses == "data":
         return found
-    most = getattr(teacher, "max_new_tokens", None) or found.longest_answer
+    asked = teacher.teachers.values() if teacher.kind == "routed" else [teacher]
+    most = max(getattr(one, "max_new_tokens", found.longest_answer) for one in asked)
     answers = answers_of(recipe, found.answer)
     said = answers.said if answers else f"teacher: every answer is taken to reach teacher.max_new_tokens={most}."
     notes = (*found.notes, said)

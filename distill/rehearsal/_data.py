@@ -46,7 +46,7 @@ def check_data(recipe: Recipe) -> int | None:
         if known:
             _is_there(known, split, f"data.{key}", data.subset if path == data.path else known.subset)
     known = data_set(data.path)
-    if known is None or Path(data.path).exists():
+    if known is None or Path(data.path).exists() or not known.is_of(data.subset):
         return None
     num_rows = rows_to_learn(recipe, _rows_left(data, known.splits[data.split]))
     check_schedule(recipe, num_rows)
@@ -89,9 +89,11 @@ def _rows_of(path: str, split: str, recipe: Recipe, count: int) -> tuple[list[Ma
         return _first_rows(rows, recipe, count), []
     known = data_set(path)
     if known:
-        return list(itertools.islice(itertools.cycle(known.rows()), min(count, 2 * len(known.rows())))), [
-            f"the rows of {known.hub_id}: the columns are its own, the words are ours"
-        ]
+        said = [f"the rows of {known.hub_id}: the columns are its own, the words are ours"]
+        subset = getattr(recipe.data, "subset", None) if path == getattr(recipe.data, "path", None) else known.subset
+        if not known.is_of(subset):
+            said.append(f"that {known.hub_id} has {subset}: the columns of {known.subset} stood in")
+        return list(itertools.islice(itertools.cycle(known.rows()), min(count, 2 * len(known.rows())))), said
     return _made_up(recipe, count), [
         f"columns of {path}: not proven; this data set is not known here, so the sample has the fields that the recipe "
         "names"
@@ -132,13 +134,13 @@ def _made_up(recipe: Recipe, count: int) -> list[Mapping[str, Any]]:
 
 
 def _is_there(known: DataSet, split: str, key: str, subset: str | None) -> None:
-    if split not in known.splits:
-        raise DataError(f"{key}={split}: {known.hub_id} has no such split; it has {', '.join(known.splits)}.")
-    if known.subset and subset != known.subset:
+    if known.subset and subset is None:
         raise DataError(
-            f"data.subset={subset}: {known.hub_id} comes in several configurations, and what is known of it is "
-            f"{known.subset}. Give data.subset={known.subset}."
+            f"{known.hub_id} comes in several configurations, one of which has to be named, such as "
+            f"data.subset={known.subset}."
         )
+    if known.is_of(subset) and split not in known.splits:
+        raise DataError(f"{key}={split}: {known.hub_id} has no such split; it has {', '.join(known.splits)}.")
 
 
 def _rows_left(data: Local, count: int) -> int:

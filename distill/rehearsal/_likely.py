@@ -117,4 +117,4 @@ def _is_counted(recipe: Recipe) -> bool:
     if not isinstance(data, Local) or data.text_field:
         return False
     known = data_set(data.path)
-    return Path(data.path).is_file() or bool(known and known.characters_per_row)
+    return Path(data.path).is_file() or bool(known and known.is_of(data.subset) and known.characters_per_row)

@@ -135,6 +135,15 @@ def test_weights_do_not_wait_where_the_machine_has_no_memory_for_them():
     assert stage(enough, "teach").change.offloads
 
 
+def test_the_rows_of_one_subset_are_not_taken_for_another_ones():
+    """English Wikipedia has 6.4 million articles, Simple English 241,787."""
+    own = plan(recipe_of("recipe=gptneo2b7_to_125m"), "1xh100-80gb")
+    other = plan(recipe_of("recipe=gptneo2b7_to_125m", "data.subset=20231101.en"), "1xh100-80gb")
+    assert own.rows == 241_787 - 500
+    said = "wikimedia/wikipedia (20231101.en) is not read by a plan; 10,000 rows of training.max_length=1024 tokens"
+    assert any(said in note for note in other.assumptions)
+
+
 def test_time_and_money_are_those_of_six_n_per_token():
     recipe = recipe_of(*GPT2, "training.batch_size=1024", "training.max_steps=1000")
     made = plan(recipe, "1xh100-80gb", price_per_gpu_hour=2.0)
@@ -299,6 +308,27 @@ def test_tables_break_no_figure_and_no_heading(width):
     assert ["stage", *HEADS, "sum", "there", "host", "fits"] in words
     assert ["stage", "what,", "and", "where", "tokens", "PFLOP", "hours", "bound", "by"] in words
     assert {"arithmetic;", "bandwidth", "compress", "evaluate"} <= {word for line in words for word in line}
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize(
+    ("recipe", "hardware"), [("low_resource_news", "2xh100-80gb"), ("gemma3_27b_to_1b", "8xv100-32gb")]
+)
+def test_a_long_name_of_a_stage_takes_no_digit_from_a_figure(recipe, hardware, width):
+    """A sum of 131 that is shown as 13 is no sum."""
+    made, out = plan(recipe_of(f"recipe={recipe}"), hardware), io.StringIO()
+    show(made, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    rows = [line.split() for line in text[: text.index("time")].splitlines() if line.split()[-1:] in (["yes"], ["NO"])]
+    assert ["stage", *HEADS, "sum", "there", "host", "fits"] in [line.split() for line in text.splitlines()]
+    for row, of in zip(rows, made.stages, strict=True):
+        parts = [row[at] for at in range(len(row)) if row[at][0].isdigit()]
+        total = next(n for n, part in enumerate(parts) if part == f"{of.available_bytes / 1e9:.1f}") - 1
+        shown = [float(part) for part in parts[: total + 1]]
+        assert shown[-1] == pytest.approx(of.memory.total / 1e9, abs=0.05)
+        assert shown[-1] == pytest.approx(sum(shown[:-1]), abs=0.04 * len(shown))
+    assert "e+" not in text.splitlines()[0]
 
 
 def test_a_fault_of_ours_is_one_sentence_and_exits_with_1(capsys, monkeypatch):

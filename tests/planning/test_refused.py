@@ -63,6 +63,32 @@ def test_bfloat16_is_slow_or_refused_where_it_is_not_in_hardware():
     assert stage(plan(recipe_of(*served, "teacher.dtype=float16"), "1xt4-16gb"), "teach").fits
 
 
+def test_where_bfloat16_is_slow_only_what_can_be_typed_is_named():
+    """LLaMA's weights are stored in float16, Gemma's in bfloat16, and teacher=hf has no other way to float16."""
+    stored, other = (
+        next(n for n in plan(recipe_of(recipe), "8xv100-32gb").assumptions if "does not multiply" in n)
+        for recipe in ("recipe=llama65b_to_7b", "recipe=gemma3_27b_to_1b")
+    )
+    assert "teacher.dtype=auto takes float16, as stored: 8 times as fast" in stored and "dtype=" not in other
+    slow = stage(plan(recipe_of("recipe=llama65b_to_7b"), "8xv100-32gb"), "teach")
+    fast = stage(plan(recipe_of("recipe=llama65b_to_7b", "teacher.dtype=auto"), "8xv100-32gb"), "teach")
+    assert fast.seconds == pytest.approx(slow.seconds / (125 / 15.7))
+
+
+def test_a_server_that_is_named_as_faster_is_so_as_it_is_typed():
+    typed = ["recipe=llama65b_to_7b", "teacher.dtype=bfloat16"]
+    slow = stage(plan(recipe_of(*typed), "8xv100-32gb"), "teach")
+    assert "teacher=vllm" in slow.faster.overrides
+    fast = stage(plan(recipe_of(*typed, *slow.faster.overrides.split()), "8xv100-32gb"), "teach")
+    assert fast.fits and fast.seconds == slow.faster.seconds
+
+
+def test_no_server_is_named_for_weights_that_only_bitsandbytes_quantises():
+    typed = ["recipe=math_assistant", "teacher.quantization=nf4", "teacher.targets=top_k"]
+    asked = stage(plan(recipe_of(*typed, "teacher.model=Qwen/Qwen2.5-72B-Instruct"), "1xt4-16gb"), "teach")
+    assert not asked.fits and (asked.change is None or "vllm" not in asked.change.overrides)
+
+
 def test_a_quantised_server_holds_and_reads_quantised_weights():
     typed = ["recipe=math_assistant", "teacher=vllm"]
     whole, awq, fp8 = (

@@ -11,6 +11,7 @@ from distill import _hydra
 from distill.encoding import load_tokenizer
 from distill.errors import DistillError
 from distill.recipe import parse
+from distill.rehearsal._data import sample
 from distill.rehearsal._sources import source
 from distill.rehearsal.check import check_rehearsal, gated_unproven
 
@@ -32,6 +33,28 @@ def stopped(rehearse_here):
 def test_without_a_mistake_the_users_own_files_pass(rehearse_here, chat_recipe):
     folder = rehearse_here(*chat_recipe)
     assert "chat_model: llama (llama) at a width of 64, its own tokenizer" in (folder / "rehearsal.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["recipe=bloom176b_to_560m", "data.subset=20231101.sw", "data.split=validation"], None),
+        (["recipe=bloom176b_to_560m", "data.subset=20231101.simple", "data.split=validation"], "no such split"),
+        (["recipe=bloom176b_to_560m", "data.subset=null"], "data.subset=20231101.simple"),
+    ],
+)
+def test_another_subset_of_a_known_data_set_is_no_mistake_and_has_splits_of_its_own(compose, typed, said):
+    if said is None:
+        check_rehearsal(compose(*typed))
+    else:
+        with pytest.raises(DistillError, match=said):
+            check_rehearsal(compose(*typed))
+
+
+def test_what_stands_in_for_another_subset_is_said(compose, tmp_path):
+    other, own = (sample(compose("recipe=bloom176b_to_560m", *typed), tmp_path) for typed in (["data.subset=sw"], []))
+    assert "that wikimedia/wikipedia has sw: the columns of 20231101.simple stood in" in other.not_proven
+    assert not any("stood in" in words for words in own.not_proven)
 
 
 @pytest.fixture
