@@ -149,10 +149,18 @@ class Served:
         found = kept | asked
         return [found[key] for key in keys]
 
+    def answer_anew(self, request: Request, *, top_logprobs: int) -> Answer:
+        """The answer to one request as the endpoint gives it now; neither looked up in the journal nor kept there.
+
+        Raises: as `answer` does.
+        """
+        self._refuse([request], top_logprobs)
+        return self._call(self._ask(request, top_logprobs, None))
+
     async def _start(self) -> Asker:
         return Asker(self.endpoint, self._journal, self._log)
 
-    async def _ask(self, request: Request, top_logprobs: int, key: str) -> Answer:
+    async def _ask(self, request: Request, top_logprobs: int, key: str | None) -> Answer:
         body: dict[str, Any] = {"temperature": request.temperature}
         if self.capabilities.extensions:
             body |= {**PLAIN_SAMPLING, "return_tokens_as_token_ids": True}
@@ -167,11 +175,10 @@ class Served:
             body |= {"prompt": list(request.token_ids or ()), "max_tokens": request.max_tokens}
             body |= {"logprobs": top_logprobs} if top_logprobs else {}
 
-        def keep(answer: Answer) -> tuple[str, Mapping[str, Any]]:
-            return key, answer_to_json(answer)
-
         most = Usage(request.prompt_tokens_at_most, request.max_tokens)
-        return await self._asker.post(path, body, checked(read_answer), most=most, name=f"request {key[:8]}", keep=keep)
+        keep = None if key is None else lambda answer: (key, answer_to_json(answer))
+        name = f"request {(key or request.key(self.endpoint.model, top_logprobs))[:8]}"
+        return await self._asker.post(path, body, checked(read_answer), most=most, name=name, keep=keep)
 
     def _all(
         self,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 from typing import Any
 
@@ -153,6 +154,48 @@ def test_a_journal_in_use_is_waited_for(llama, opened, tmp_path, notes):
 def test_another_temperature_is_refused(llama, opened):
     with pytest.raises(TargetMismatch, match=r"loss\.temperature=1\."):
         opened(llama, Wanted("top_k", False, 2.0, 0)).__enter__()
+
+
+class Tempered(ChatOnly):
+    """As SGLang by itself: log-probabilities of what it samples from, at 0 those of temperature 1."""
+
+    def native(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        reply = super().native(body, 4096)
+        for entry in reply["choices"][0]["logprobs"]["content"]:
+            logits = {top["id"]: top["logprob"] / (body.get("temperature") or 1.0) for top in entry["top_logprobs"]}
+            mass = math.fsum(map(math.exp, logits.values()))
+            entry["top_logprobs"] = [
+                top | {"logprob": logits[top["id"]] - math.log(mass)} for top in entry["top_logprobs"][:number]
+            ]
+            entry["logprob"] = logits[entry["id"]] - math.log(mass)
+        return reply
+
+
+def test_log_probabilities_of_the_sampling_are_no_targets(runtime, opened, problems, tmp_path):
+    """A server that says 2 ln p - ln Z at temperature 0.5 would else be stored as if it had said ln p."""
+    with Tempered(runtime, 20) as server:
+        for temperature in (0.5, 0.9, 2.0):
+            with pytest.raises(TargetMismatch, match=r"that it samples at; teacher\.temperature=.*=1 or 0, or loss=text"):
+                opened(server, TOP_K, temperature=temperature).__enter__()
+        for temperature in (0.0, 1.0):
+            with opened(server, TOP_K, temperature=temperature):
+                pass
+        assert len(filled(opened, server, TEXT, problems[:2], tmp_path / "store", temperature=0.9)) == 2
+    for dialect in (ChatOnly(runtime, 20), Vllm(runtime)):  # theirs are at 1, whatever they sample at
+        with dialect as server, opened(server, TOP_K, temperature=0.5):
+            pass
+
+
+class One(ChatOnly):
+    """Gives one log-probability for each token, however many are asked for."""
+
+    def native(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        return super().native(body, 1)
+
+
+def test_one_log_probability_does_not_show_its_temperature(runtime, opened):
+    with One(runtime, 20) as server, pytest.raises(TargetMismatch, match="do not show at which temperature they are"):
+        opened(server, TOP_K, temperature=0.5).__enter__()
 
 
 def test_the_money_is_a_hard_limit(llama, opened, problems, tmp_path):
