@@ -13,11 +13,8 @@ from distill.served.answer import Alternative, Answer, Estimate, Request, answer
 from distill.served.endpoint import Endpoint
 from distill.served.faults import PromptsTooLong, Refused, as_error
 from distill.served.journal import Journal, Spent
-from distill.served.probe import Capabilities, probe
+from distill.served.probe import PLAIN_SAMPLING, Capabilities, probe
 from distill.served.scoring import score, score_key, tops_from_json
-
-PLAIN_SAMPLING = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""No cut-offs: llama.cpp has top_k=40, top_p=0.95 and min_p=0.05 of its own, vLLM generation_config.json's."""
 
 _Result = TypeVar("_Result")
 
