@@ -175,7 +175,12 @@ class Served:
         most = Usage(request.prompt_tokens_at_most, request.max_tokens)
         keep = None if key is None else lambda answer: (key, answer_to_json(answer))
         name = f"request {(key or request.key(self.endpoint.model, top_logprobs))[:8]}"
-        return await self._asker.post(path, body, checked(read_answer), most=most, name=name, keep=keep)
+        try:
+            return await self._asker.post(path, body, checked(read_answer), most=most, name=name, keep=keep)
+        except Refused as refused:
+            if not refused.fault.withheld:
+                raise
+        return Answer("", "filtered", None, 0, 0, self.endpoint.model, None)
 
     def _all(
         self,

@@ -76,19 +76,22 @@ class Strange(ChatOnly):
             reply["choices"][0]["message"]["content"] = ""
         elif "WITHHELD" in said:
             reply["choices"][0] |= {"finish_reason": "content_filter"}
+        elif "REFUSED" in said:  # as Azure does, with a type of null
+            message = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+            return 400, {"error": {"message": message, "type": None, "param": "prompt", "code": "content_filter"}}
         elif "LONG" in said:
             return 400, {"error": {"message": "This model's maximum context length is 192 tokens."}}
         return status, reply
 
 
 def test_empty_withheld_and_too_long(runtime, opened, tmp_path):
-    rows = [Example(word, None) for word in ("EMPTY", "How many?", "WITHHELD", "LONG", "LONG LONG")]
+    rows = [Example(word, None) for word in ("EMPTY", "How many?", "WITHHELD", "LONG", "LONG LONG", "REFUSED")]
     with Strange(runtime, 20) as server:
         store = filled(opened, server, TEXT, rows, tmp_path / "store", tokenizer=None)
-    assert [store[n].source for n in (0, 2, 3, 4)] == ["empty", WITHHELD, TOO_LONG, TOO_LONG]
+    assert [store[n].source for n in (0, 2, 3, 4, 5)] == ["empty", WITHHELD, TOO_LONG, TOO_LONG, WITHHELD]
     assert store[1].source in {"teacher", CUT}
     said = (tmp_path / "store" / "notes.json").read_text()
-    assert "withheld by the server's own filter" in said and "2 prompts do not fit" in said
+    assert "2 answers of teacher were withheld by the server's own filter" in said and "2 prompts do not fit" in said
 
 
 def test_a_response_longer_than_the_context(llama, opened, problems, tmp_path):
