@@ -65,7 +65,7 @@ class Served:
         """What asking for the missing answers takes, at most; sends nothing."""
         by_key = {request.key(self.endpoint.model, top_logprobs): request for request in requests}
         missing = [by_key[key] for key in self._journal.missing(by_key)]
-        prompt_tokens = sum(request.prompt_tokens_at_most for request in missing)
+        prompt_tokens = sum(self._prompt_at_most(request) for request in missing)
         answer_tokens = sum(request.max_tokens for request in missing)
         cost = self.endpoint.cost(prompt_tokens, answer_tokens) if self.endpoint.has_prices else None
         return Estimate(
@@ -172,7 +172,7 @@ class Served:
             body |= {"prompt": list(request.token_ids or ()), "max_tokens": request.max_tokens}
             body |= {"logprobs": top_logprobs} if top_logprobs else {}
 
-        most = Usage(request.prompt_tokens_at_most, request.max_tokens)
+        most = Usage(self._prompt_at_most(request), request.max_tokens)
         keep = None if key is None else lambda answer: (key, answer_to_json(answer))
         name = f"request {(key or request.key(self.endpoint.model, top_logprobs))[:8]}"
         try:
@@ -181,6 +181,9 @@ class Served:
             if not refused.fault.withheld:
                 raise
         return Answer("", "filtered", None, 0, 0, self.endpoint.model, None)
+
+    def _prompt_at_most(self, request: Request) -> int:
+        return request.prompt_tokens_at_most(self.capabilities.template_tokens)
 
     def _all(
         self,

@@ -57,6 +57,8 @@ class Capabilities:
     bytes: bool = False
     extensions: bool = False
     """Parameters beyond OpenAI's are taken or ignored, so that sampling can be asked for without any cut-off."""
+    template_tokens: int = 0
+    """What the chat template makes of a prompt of one token, its own default system prompt included."""
     limit_name: str = "max_tokens"
     """Under which name chat wants the most tokens of an answer."""
     scoring: Scoring | None = None
@@ -173,6 +175,7 @@ async def _chat(asker: Asker, found: Capabilities) -> tuple[Capabilities, Fault 
             answer, fault = await _try(asker, "/chat/completions", body, read_answer)
             if answer is not None:
                 found = replace(found, chat=True, limit_name=limit_name, extensions=found.extensions or bool(extra))
+                found = replace(found, template_tokens=answer.prompt_tokens)
                 limits = [found.completion_logprobs] if found.completion_logprobs > CHAT_LIMITS[0] else []
 
                 async def ask(number: int, body=body) -> tuple[Answer | None, Fault | None]:
