@@ -20,6 +20,7 @@ FINISHES: Mapping[str, Literal["stop", "length", "filtered"]] = {
     "tool_calls": "stop",
     "length": "length",
     "max_tokens": "length",
+    "model_length": "length",
     "content_filter": "filtered",
 }
 

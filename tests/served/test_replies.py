@@ -35,6 +35,11 @@ def test_a_missing_content_is_an_empty_answer():
     assert (found.text, found.finish, found.tokens) == ("", "length", None)
 
 
+def test_an_answer_that_met_the_end_of_the_context_was_cut():
+    """Mistral's own word for it; another attempt would end there again, and be paid for again."""
+    assert read_answer(reply(finish_reason="model_length")).finish == "length"
+
+
 def test_what_was_thought_is_no_answer():
     parts = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "6 * 7 ..."}]},
