@@ -61,6 +61,7 @@ def open_artifact(path: Path) -> Artifact | None:
 
 def seal(scratch: Path, artifact: Artifact) -> Artifact:
     """Makes the finished folder `scratch` the artifact: files to disk, manifest last, then one rename."""
+    (scratch / MANIFEST).unlink(missing_ok=True)  # of an artifact that was opened again
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     for file in files:
         file.chmod(0o644)  # safetensors writes files that only their owner can read; packages are for others

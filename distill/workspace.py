@@ -88,6 +88,8 @@ class Workspace:
                 return found
             why = self._why_new(kind, name, settings, inputs)
             scratch = scratch_of(path)
+            if path.exists():  # without its manifest, and in the way of what is made now
+                shutil.rmtree(path)
             resuming = scratch.exists()
             scratch.mkdir(parents=True, exist_ok=True)
             self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
@@ -106,9 +108,9 @@ class Workspace:
         with locked(artifact.path.with_suffix(".lock")):
             if open_artifact(artifact.path) is None:
                 return scratch  # another run was faster
-            (artifact.path / MANIFEST).unlink()  # first: without it nothing is sealed, whatever happens next
             shutil.rmtree(scratch, ignore_errors=True)
-            artifact.path.rename(scratch)
+            artifact.path.rename(scratch)  # at once all of it, so that nothing is lost whatever happens next
+            (scratch / MANIFEST).unlink()
         return scratch
 
     def find(self, kind: str, same: Callable[[Mapping[str, Any], Mapping[str, str]], bool]) -> Path | None:

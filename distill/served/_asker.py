@@ -133,7 +133,7 @@ class Asker:
         except openai.OpenAIError as error:
             return Fault("client", self.endpoint.scrub(f"{type(error).__name__}: {_reason(error)}"), retry=False), most
         try:
-            reply = json.loads(self.endpoint.scrub(text) if self.endpoint.key and self.endpoint.key in text else text)
+            reply = json.loads(self.endpoint.scrub_reply(text))
             self._reached = True
             if body is None:
                 return reply, most

@@ -20,6 +20,7 @@ FINISHES: Mapping[str, Literal["stop", "length", "filtered"]] = {
     "tool_calls": "stop",
     "length": "length",
     "max_tokens": "length",
+    "model_length": "length",
     "content_filter": "filtered",
 }
 
@@ -67,13 +68,13 @@ def read_answer(reply: Mapping[str, Any]) -> Answer:
     finish = FINISHES.get(str(choice["finish_reason"]))
     if finish is None:
         raise Malformed(f"finish_reason {choice['finish_reason']!r}, so the answer is not over")
-    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    text = _text(choice["message"].get("content") if "message" in choice else choice["text"])
     usage = usage_of(reply)
     tokens = read_tokens(choice.get("logprobs"))
     if tokens is not None and not _complete(tokens, usage.answer_tokens, finish):
         tokens = None
     return Answer(
-        text=str(text or ""),
+        text=text,
         finish=finish,
         tokens=tokens,
         prompt_tokens=usage.prompt_tokens,
@@ -81,6 +82,14 @@ def read_answer(reply: Mapping[str, Any]) -> Answer:
         model=str(reply.get("model") or ""),
         fingerprint=reply.get("system_fingerprint"),
     )
+
+
+def _text(content: Any) -> str:
+    """What was said. Of a list of parts (Mistral's reasoning models) the text: what was thought is no answer."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    # half of a surrogate pair, where an answer was cut: no file can hold it
+    return str(content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_tokens(logprobs: Mapping[str, Any] | None) -> tuple[Token, ...] | None:

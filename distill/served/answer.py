@@ -42,14 +42,16 @@ class Request:
         """The seed for the server, another one for every sample; None leaves it to the server."""
         return None if self.seed is None else (self.seed + SEED_STEP * self.sample) % 2**31
 
-    @property
-    def prompt_tokens_at_most(self) -> int:
-        """Exact for token ids; for messages their bytes, which no tokenizer exceeds, and the template's own tokens."""
+    def prompt_tokens_at_most(self, template_tokens: int = 0) -> int:
+        """Exact for token ids; for messages their bytes, which no tokenizer exceeds, and the template's own tokens.
+
+        `template_tokens`: what a short chat was seen to have; a template's default system prompt may be long.
+        """
         if self.token_ids is not None:
             return len(self.token_ids)
         assert self.messages is not None
         text_bytes = sum(len(str(part).encode()) for message in self.messages for part in message.values())
-        return text_bytes + MESSAGE_TOKENS * len(self.messages) + CHAT_TOKENS
+        return text_bytes + MESSAGE_TOKENS * len(self.messages) + max(CHAT_TOKENS, template_tokens)
 
     def key(self, model: str, top_logprobs: int) -> str:
         """SHA-256 (40 hex digits) of everything that decides the answer."""

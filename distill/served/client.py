@@ -13,11 +13,8 @@ from distill.served.answer import Alternative, Answer, Estimate, Request, answer
 from distill.served.endpoint import Endpoint
 from distill.served.faults import PromptsTooLong, Refused, as_error
 from distill.served.journal import Journal, Spent
-from distill.served.probe import Capabilities, probe
+from distill.served.probe import PLAIN_SAMPLING, Capabilities, probe
 from distill.served.scoring import score, score_key, tops_from_json
-
-PLAIN_SAMPLING = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""No cut-offs: llama.cpp has top_k=40, top_p=0.95 and min_p=0.05 of its own, vLLM generation_config.json's."""
 
 _Result = TypeVar("_Result")
 
@@ -68,7 +65,7 @@ class Served:
         """What asking for the missing answers takes, at most; sends nothing."""
         by_key = {request.key(self.endpoint.model, top_logprobs): request for request in requests}
         missing = [by_key[key] for key in self._journal.missing(by_key)]
-        prompt_tokens = sum(request.prompt_tokens_at_most for request in missing)
+        prompt_tokens = sum(self._prompt_at_most(request) for request in missing)
         answer_tokens = sum(request.max_tokens for request in missing)
         cost = self.endpoint.cost(prompt_tokens, answer_tokens) if self.endpoint.has_prices else None
         return Estimate(
@@ -149,10 +146,18 @@ class Served:
         found = kept | asked
         return [found[key] for key in keys]
 
+    def answer_anew(self, request: Request, *, top_logprobs: int) -> Answer:
+        """The answer to one request as the endpoint gives it now; neither looked up in the journal nor kept there.
+
+        Raises: as `answer` does.
+        """
+        self._refuse([request], top_logprobs)
+        return self._call(self._ask(request, top_logprobs, None))
+
     async def _start(self) -> Asker:
         return Asker(self.endpoint, self._journal, self._log)
 
-    async def _ask(self, request: Request, top_logprobs: int, key: str) -> Answer:
+    async def _ask(self, request: Request, top_logprobs: int, key: str | None) -> Answer:
         body: dict[str, Any] = {"temperature": request.temperature}
         if self.capabilities.extensions:
             body |= {**PLAIN_SAMPLING, "return_tokens_as_token_ids": True}
@@ -167,11 +172,18 @@ class Served:
             body |= {"prompt": list(request.token_ids or ()), "max_tokens": request.max_tokens}
             body |= {"logprobs": top_logprobs} if top_logprobs else {}
 
-        def keep(answer: Answer) -> tuple[str, Mapping[str, Any]]:
-            return key, answer_to_json(answer)
+        most = Usage(self._prompt_at_most(request), request.max_tokens)
+        keep = None if key is None else lambda answer: (key, answer_to_json(answer))
+        name = f"request {(key or request.key(self.endpoint.model, top_logprobs))[:8]}"
+        try:
+            return await self._asker.post(path, body, checked(read_answer), most=most, name=name, keep=keep)
+        except Refused as refused:
+            if not refused.fault.withheld:
+                raise
+        return Answer("", "filtered", None, 0, 0, self.endpoint.model, None)
 
-        most = Usage(request.prompt_tokens_at_most, request.max_tokens)
-        return await self._asker.post(path, body, checked(read_answer), most=most, name=f"request {key[:8]}", keep=keep)
+    def _prompt_at_most(self, request: Request) -> int:
+        return request.prompt_tokens_at_most(self.capabilities.template_tokens)
 
     def _all(
         self,

@@ -11,6 +11,10 @@ HIDDEN = "***"
 SHORTEST_ECHO = 8
 """Characters of the key in a row that count as an echo of it; servers like to quote its beginning and its end."""
 
+SHORTEST_SECRET = 16
+"""Characters of a key that replies are searched for. Shorter ones are what servers without keys are given, such as none,
+EMPTY or ollama, and an answer may hold that word."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -76,6 +80,11 @@ class Endpoint:
         prompt_price = self.price_per_million_prompt_tokens or 0.0
         answer_price = self.price_per_million_answer_tokens or 0.0
         return (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
+
+    def scrub_reply(self, text: str) -> str:
+        """A whole reply without the key; as it is where the key is a word that answers may hold."""
+        key = self.key or ""
+        return self.scrub(text) if len(key) >= SHORTEST_SECRET and key in text else text
 
     def scrub(self, text: str) -> str:
         """`text` without the key: as it is, quoted, encoded, or a piece of it."""

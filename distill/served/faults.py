@@ -12,6 +12,8 @@ from distill.errors import DataError, RecipeError, StageFailed
 
 RETRIED = {408, 409, 425, 429}
 NOT_THERE = {404, 405, 501}
+WITHHELD = "content_filter"
+"""Azure's code where its filter refuses a prompt."""
 OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 LONGEST_SAID = 300
 """Characters of a server's own words that a message repeats."""
@@ -54,6 +56,8 @@ class Fault:
     perhaps_billed: bool = False
     """The server may have done the work: the answer was cut off, or never came."""
     refused_connection: bool = False
+    withheld: bool = False
+    """The server's filter refuses this prompt, and no other one."""
 
     @property
     def too_long(self) -> bool:
@@ -82,6 +86,7 @@ def status_fault(status: int, body: str, headers: Mapping[str, str]) -> Fault:
         retry=retry,
         wait_seconds=retry_after_seconds(headers),
         perhaps_billed=status in (408, 502, 504),
+        withheld=status == 400 and WITHHELD in code.split(),
     )
 
 

@@ -30,6 +30,11 @@ LARGE = 4096
 BY_ID = {"return_tokens_as_token_ids": True}
 """vLLM's extension: tokens are named by id. Ignored by llama.cpp and SGLang, refused by OpenAI."""
 
+PLAIN_SAMPLING = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""No cut-offs: llama.cpp has top_k=40, top_p=0.95 and min_p=0.05 of its own, vLLM generation_config.json's. Some refuse
+these values for no cut-off (OpenRouter wants a top_k of 0 or more, TGI a top_p below 1): there they are left out."""
+EXTENSIONS = {**PLAIN_SAMPLING, **BY_ID}
+
 Scoring = Literal["prompt_logprobs", "echo", "stepwise"]
 
 
@@ -52,6 +57,8 @@ class Capabilities:
     bytes: bool = False
     extensions: bool = False
     """Parameters beyond OpenAI's are taken or ignored, so that sampling can be asked for without any cut-off."""
+    template_tokens: int = 0
+    """What the chat template makes of a prompt of one token, its own default system prompt included."""
     limit_name: str = "max_tokens"
     """Under which name chat wants the most tokens of an answer."""
     scoring: Scoring | None = None
@@ -139,7 +146,7 @@ def _listed(base_url: str, model: str, entries: Sequence[Mapping[str, Any]]) -> 
 
 async def _completions(asker: Asker, found: Capabilities) -> tuple[Capabilities, Fault | None]:
     """Completions: whether, with which prompts, and how many log-probabilities."""
-    for prompt, extra in ((PROBE_IDS, BY_ID), (PROBE_IDS, {}), (PROBE_TEXT, {})):
+    for prompt, extra in ((PROBE_IDS, EXTENSIONS), (PROBE_IDS, {}), (PROBE_TEXT, {})):
         body = {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, **extra}
         answer, fault = await _try(asker, "/completions", body, read_answer)
         if fault is not None and fault.status in NOT_THERE:
@@ -161,13 +168,14 @@ async def _completions(asker: Asker, found: Capabilities) -> tuple[Capabilities,
 async def _chat(asker: Asker, found: Capabilities) -> tuple[Capabilities, Fault | None]:
     """Chat: whether, under which limit's name, and how many log-probabilities."""
     fault = None
-    for extra in (BY_ID, {}):
+    for extra in (EXTENSIONS, {}):
         for limit_name in ("max_tokens", "max_completion_tokens"):
             messages = [{"role": "user", "content": PROBE_TEXT}]
             body = {"messages": messages, limit_name: 1, **extra}
             answer, fault = await _try(asker, "/chat/completions", body, read_answer)
             if answer is not None:
                 found = replace(found, chat=True, limit_name=limit_name, extensions=found.extensions or bool(extra))
+                found = replace(found, template_tokens=answer.prompt_tokens)
                 limits = [found.completion_logprobs] if found.completion_logprobs > CHAT_LIMITS[0] else []
 
                 async def ask(number: int, body=body) -> tuple[Answer | None, Fault | None]:

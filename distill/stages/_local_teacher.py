@@ -150,11 +150,14 @@ class LocalTeacher:
         if self.layout.kind == "sampled":
             drawn = [uniform_of(row.key, self.wanted.seed, where) for row, where in zip(rows, wanted, strict=True)]
             uniform_N = torch.from_numpy(np.concatenate(drawn))
+        is_end_N = np.concatenate([self._ends(row, where) for row, where in zip(rows, wanted, strict=True)])
         head, made = output_head(self.model.model), []
         step = max(1, LOGITS_BYTES // (4 * self.model.vocab_size))
         for start in range(0, len(hidden_ND), step):
             chunk = slice(start, start + step)
             logits_NV = head.logits(hidden_ND[chunk])
+            if self.layout.kind == "next":
+                self._end_in_any_way(logits_NV, is_end_N[chunk])
             device = logits_NV.device  # the head's, which need not be the first layer's
             made.append(
                 make(
@@ -173,6 +176,27 @@ class LocalTeacher:
             replace(row, targets=targets.part(int(end) - len(where), int(end))) if len(where) else row
             for row, where, end in zip(rows, wanted, ends, strict=True)
         ]
+
+    def _ends(self, row: Row, where: range) -> np.ndarray:
+        """bool `[len(where)]`: where the row says that the answer is over."""
+        assert row.input_ids_T is not None
+        ended = row.source != CUT and row.input_ids_T[-1] == self.tokenizer.eos_token_id
+        return np.arange(1, len(where) + 1) == len(where) * ended
+
+    def _end_in_any_way(self, logits_NV: "torch.Tensor", is_end_N: np.ndarray) -> None:
+        """Adds to the end of sequence what else the teacher ends an answer with, where one ends.
+
+        Gemma's chat models say <end_of_turn>, and their tokenizers end a sequence with <eos>. A student with other
+        tokens would learn of the latter alone, which they hardly ever say, and so not to stop.
+        """
+        import torch
+
+        eos = self.tokenizer.eos_token_id
+        ends = torch.tensor(sorted({eos, *self.model.eos_token_ids}), device=logits_NV.device)
+        where = torch.from_numpy(np.flatnonzero(is_end_N)).to(logits_NV.device)
+        of_ends_NE = logits_NV[where][:, ends]
+        logits_NV[where[:, None], ends] = -float("inf")
+        logits_NV[where, eos] = of_ends_NE.logsumexp(dim=1)
 
     @property
     def _temperature(self) -> float:

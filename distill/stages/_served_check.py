@@ -1,4 +1,8 @@
-"""check_tokenizer(): whether the tokenizer that the recipe names is the one that the endpoint uses."""
+"""check_tokenizer(), check_temperature(): whether what the endpoint says is in the tokens, and at the temperature, that
+targets are of.
+"""
+
+from dataclasses import replace
 
 from distill.encoding import decode_response, encode_prompt
 from distill.errors import TargetMismatch
@@ -12,6 +16,8 @@ from distill.teacher._served import Served as Option
 SHORT, MIDDLE = "Once there was{} a king.", ", on 24 May, a naïve (but extraordinarily curious) schoolteacher beside"
 """With and without what stands in the middle: a chat template adds the same to both."""
 TOKENS, MOST_TOPS = 8, 5
+SAMPLED_AT = 0.5
+"""At which distances between log-probabilities are twice those at 1, where they are of the sampling."""
 BOUNDARY_TOKENS = 2
 """By which counts may differ where templates touch the text in other ways."""
 REPLACED = "\ufffd".encode()
@@ -38,18 +44,54 @@ def check_tokenizer(served: Served, plan: Plan, tokens: TokenIds, teacher: Optio
         raise TargetMismatch(f"{where} and the tokenizer {name} do not speak the same tokens: {difference} {_ADVICE}")
 
 
-def _other_words(served: Served, plan: Plan, tokens: TokenIds) -> str | None:
-    """The first token that they do not agree on, in words; None where the endpoint names none."""
-    able = served.capabilities
-    most = able.completion_logprobs if plan.by_ids else able.chat_logprobs
-    if not most or not (able.ids or able.bytes):
-        return None
+def check_temperature(served: Served, plan: Plan, tokens: TokenIds, teacher: Option, where: str) -> None:
+    """Whether log-probabilities are of temperature 1 when answers are sampled at another one: SGLang's are not.
+
+    Two requests of one token, asked each time: a server may be started anew with other settings.
+
+    Raises:
+        TargetMismatch: they are of the sampling, or nothing shows that they are not.
+    """
+    if not plan.from_answers or teacher.temperature in (0.0, 1.0):
+        return
+    at_one, sharper = (_first_tops(served, plan, tokens, temperature) for temperature in (1.0, SAMPLED_AT))
+    shared = sorted(at_one.keys() & sharper.keys(), key=lambda name: -at_one[name])
+    plain, found = (sum(tops[shared[0]] - tops[name] for name in shared) for tops in (at_one, sharper))
+    if plain > 0 and found < plain * (1 + 1 / SAMPLED_AT) / 2:
+        return
+    what = "are those of the temperature that it samples at" if plain > 0 else "do not show at which temperature they are"
+    raise TargetMismatch(
+        f"{where}: its log-probabilities {what}; teacher.temperature={teacher.temperature:g}, and targets are at 1. "
+        "Use teacher.temperature=1 or 0, or loss=text; SGLang gives them at 1 when it is started with "
+        "SGLANG_RETURN_ORIGINAL_LOGPROB=1."
+    )
+
+
+def _first_tops(served: Served, plan: Plan, tokens: TokenIds, temperature: float) -> dict[tuple, float]:
+    """Log-probabilities of the likeliest first tokens of an answer that is sampled at `temperature`."""
+    request = replace(_short_request(plan, tokens), max_tokens=1, temperature=temperature)
+    answer = served.answer_anew(request, top_logprobs=_tops(served, plan))
+    return {(a.id, a.bytes): a.logprob for token in (answer.tokens or ())[:1] for a in token.top}
+
+
+def _short_request(plan: Plan, tokens: TokenIds) -> Request:
     text = SHORT.format("")
     if plan.by_ids:
-        request = Request(token_ids=tuple(encode_prompt(tokens.tokenizer, text)), max_tokens=TOKENS)
-    else:
-        request = Request(messages=({"role": "user", "content": text},), max_tokens=TOKENS)
-    (answer,) = served.answer([request], top_logprobs=min(most, MOST_TOPS), announced=True)
+        return Request(token_ids=tuple(encode_prompt(tokens.tokenizer, text)), max_tokens=TOKENS)
+    return Request(messages=({"role": "user", "content": text},), max_tokens=TOKENS)
+
+
+def _tops(served: Served, plan: Plan) -> int:
+    able = served.capabilities
+    return min(able.completion_logprobs if plan.by_ids else able.chat_logprobs, MOST_TOPS)
+
+
+def _other_words(served: Served, plan: Plan, tokens: TokenIds) -> str | None:
+    """The first token that they do not agree on, in words; None where the endpoint names none."""
+    able, most = served.capabilities, _tops(served, plan)
+    if not most or not (able.ids or able.bytes):
+        return None
+    (answer,) = served.answer([_short_request(plan, tokens)], top_logprobs=most, announced=True)
     return _other_word(answer, tokens)
 
 

@@ -20,7 +20,7 @@ from distill.served.answer import Answer, Request
 from distill.served.client import Served
 from distill.served.endpoint import Endpoint
 from distill.served.faults import PromptsTooLong
-from distill.stages._served_check import check_tokenizer
+from distill.stages._served_check import check_temperature, check_tokenizer
 from distill.stages._served_plan import Plan, key_of, plan
 from distill.stages._served_tokens import TokenIds, targets
 from distill.stages.teach import NO_TARGETS, ROOM_FOR_ANSWER, TOO_LONG, WITHHELD, Question, Wanted
@@ -107,6 +107,7 @@ class ServedTeacher:
             self.token_ids = TokenIds(self.tokenizer, self.vocab_size)
             if self.plan.by_ids or self.layout is not None:
                 check_tokenizer(served, self.plan, self.token_ids, teacher, self.where)
+                check_temperature(served, self.plan, self.token_ids, teacher, self.where)
         self._announced = self._told_of_ends = False
 
     def header(self, num_rows: int) -> Header:

@@ -99,6 +99,8 @@ def settings(teacher: Any, wanted: Wanted) -> dict[str, Any]:
         "temperature": wanted.temperature if wanted.kind not in {"dense", "next"} else 1.0,
         "seed": wanted.seed if wanted.kind == "sampled" else None,
     }
+    if wanted.kind == "next" and teacher.kind == "hf":
+        targets["ends"] = "all"  # of an answer; it was the tokenizer's own alone
     of_targets = {name: value for name, value in teacher.decides(wanted.kind).items() if name not in answers}
     return {**settings, "targets": {**targets, **of_targets}}
 

@@ -29,6 +29,7 @@ def entry(token, logprob, *top):
     [
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: holds list"),
+        ({"prompt": "a", "response": "\ude00"}, r"line 2: \\ude00 is half of a character"),
         ({"response": "x"}, r"line 2: no field 'prompt'\. Fields there: response\..*teacher\.prompt_field"),
         ({"prompt": "a"}, r"line 2: no field 'response'.*teacher\.response_field"),
         ({"prompt": "a", "response": ""}, "line 2: the response is empty"),

@@ -128,6 +128,13 @@ def test_a_key_echoed_later_is_never_shown(status, serve, port, chats, tmp_path,
     assert any("we do not like" in line for line in log)
 
 
+@pytest.mark.parametrize("key", ["0", "e", "stop", "ollama", "EMPTY"])
+def test_a_word_in_the_place_of_a_key_stays_in_answers(key, serve, chats, texts):
+    """Servers without keys are given any: a key that is a digit must not make every reply unreadable."""
+    with serve(key=key) as served:
+        assert [answer.text for answer in served.answer(chats[:2], top_logprobs=3)] == texts[:2]
+
+
 def test_no_more_than_concurrency_at_once(serve, port, chats):
     with FaultProxy(port, lambda number: "drip") as proxy, serve(proxy.base_url, concurrency=3) as served:
         served.answer(chats[:12])

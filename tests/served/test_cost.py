@@ -4,6 +4,7 @@ import pytest
 
 from distill.errors import RecipeError, StageFailed
 from distill.served.endpoint import Endpoint
+from tests.served.dialects import Vllm
 from tests.served.fault_proxy import FaultProxy
 
 PRICES = {"price_per_million_prompt_tokens": 2_000.0, "price_per_million_answer_tokens": 10_000.0}
@@ -42,7 +43,7 @@ def test_the_estimate_is_at_most_and_shrinks_to_nothing(serve, chats, log):
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_max_cost_stops_before_it_is_passed(serve, port, chats, texts, prompt_ids, greedy, concurrency):
-    bound = max(price(chat.prompt_tokens_at_most, 64) for chat in chats)
+    bound = max(price(chat.prompt_tokens_at_most(), 64) for chat in chats)
     with FaultProxy(port) as proxy:
         with serve(proxy.base_url, journal="probe.sqlite", **PRICES) as served:
             probed = served.spent.cost
@@ -65,13 +66,40 @@ def test_max_cost_stops_before_it_is_passed(serve, port, chats, texts, prompt_id
         assert len(proxy.arrivals) - before - probes == len(chats) - len(answered)
 
 
+class Wordy(Vllm):
+    """A chat template with a default system prompt, as gpt-oss and SmolLM3 have one: here of 300 tokens."""
+
+    def reply(self, path, body):
+        status, reply = super().reply(path, body)
+        if "messages" in (body or {}):
+            reply["usage"]["prompt_tokens"] += 300
+        return status, reply
+
+
+def test_a_default_system_prompt_counts_into_the_limit(serve, llama_cpp, chats):
+    prices = {**PRICES, "price_per_million_answer_tokens": 0.0}
+    with Wordy(llama_cpp) as server:
+        with serve(server.base_url, model="teacher", journal="probe.sqlite", **prices) as served:
+            probed = served.spent.cost
+            served.answer(chats[:6])
+            spent = served.spent.cost - probed
+            estimate = served.estimate(chats[6:12]).cost
+            served.answer(chats[6:12])
+            assert served.spent.cost - probed - spent <= estimate
+        limit = probed + spent / 2
+        with serve(server.base_url, model="teacher", max_cost=limit, **prices) as served:
+            with pytest.raises(StageFailed, match="max_cost is"):
+                served.answer(chats[:6])
+            assert served.spent.cost <= limit
+
+
 def test_cut_off_replies_count_as_perhaps_spent(serve, port, chats):
     with FaultProxy(port) as proxy, serve(proxy.base_url, max_cost=1000.0, **PRICES) as served:
         first = len(proxy.arrivals)
         kinds = ["half", "500", "429", "invalid_json"]
         proxy.schedule = lambda number: dict(zip(range(first, first + 4), kinds, strict=True)).get(number)
         served.answer(chats[:1])
-        assert served.spent.perhaps == pytest.approx(2 * price(chats[0].prompt_tokens_at_most, 64))
+        assert served.spent.perhaps == pytest.approx(2 * price(chats[0].prompt_tokens_at_most(), 64))
 
 
 @pytest.mark.parametrize(

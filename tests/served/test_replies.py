@@ -35,6 +35,30 @@ def test_a_missing_content_is_an_empty_answer():
     assert (found.text, found.finish, found.tokens) == ("", "length", None)
 
 
+def test_an_answer_that_met_the_end_of_the_context_was_cut():
+    """Mistral's own word for it; another attempt would end there again, and be paid for again."""
+    assert read_answer(reply(finish_reason="model_length")).finish == "length"
+
+
+def test_what_was_thought_is_no_answer():
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "6 * 7 ..."}]},
+        {"type": "text", "text": "It is "},
+        {"type": "text", "text": "42."},
+    ]
+    assert read_answer(reply(message={"content": parts})).text == "It is 42."
+    assert read_answer(reply(message={"content": parts[:1]})).text == ""
+    with pytest.raises(Malformed):
+        checked(read_answer)(reply(message={"content": ["It is 42."]}))
+
+
+def test_half_of_a_character_can_be_stored():
+    """JSON can name half of a surrogate pair, which no UTF-8 can: the text must not end the run when it is written."""
+    for said, kept in (("so \ud83d", "so \ufffd"), ("\ude00!", "\ufffd!"), ("\ud83d\ude00", "\U0001f600")):
+        text = read_answer(reply(message={"content": said})).text
+        assert text == kept and text.encode()
+
+
 @pytest.mark.parametrize(
     ("count", "finish", "last", "whole"),
     [

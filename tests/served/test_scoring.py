@@ -11,7 +11,7 @@ import pytest
 from distill.errors import DataError, RecipeError
 from distill.served.answer import Request
 from tests.served.conftest import TEACHER
-from tests.served.dialects import ChatOnly, Echo, Vllm
+from tests.served.dialects import ChatOnly, Echo, Vllm, refusal
 from tests.served.fault_proxy import FaultProxy, seeded
 
 END, HALF_CHARACTER = 0, (132, 107)
@@ -167,6 +167,21 @@ def test_vllm_answers_by_ids(serve, llama_cpp, chats, prompt_ids, texts, greedy)
     assert [answer.text for answer in answers] == texts[:3] * 2
     assert [[t.id for t in answer.tokens] for answer in answers] == [[*ids, END] for ids in greedy[:3]] * 2
     assert (sent["top_k"], sent["min_p"], sent["top_p"]) == (-1, 0.0, 1.0)
+
+
+class Choosy(Vllm):
+    """Takes fields that it does not know, and refuses a top_k below 0, as OpenRouter's schema has it."""
+
+    def reply(self, path, body):
+        if (body or {}).get("top_k", 0) < 0:
+            return refusal("top_k: Input should be greater than or equal to 0", 422)
+        return super().reply(path, body)
+
+
+def test_an_endpoint_that_refuses_to_be_told_of_no_cut_offs(serve, llama_cpp, chats, texts):
+    with Choosy(llama_cpp) as server, serve(server.base_url, model="teacher") as served:
+        assert not served.capabilities.extensions
+        assert [answer.text for answer in served.answer(chats[:2])] == texts[:2]
 
 
 def test_rows_that_cannot_be_scored(serve):

@@ -133,6 +133,32 @@ CHECKS = {
 }
 
 
+def test_an_answer_may_end_in_several_ways(tiny_teacher, logits_of, tokenizer, tmp_path):
+    """Gemma's chat models stop at <end_of_turn> and at <eos>: that the text is over is as likely as both together."""
+    two = another(tiny_teacher, tmp_path / "two")
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
+    model.generation_config.eos_token_id = [0, 77]
+    model.save_pretrained(two)
+    whole = rows_of(tokenizer)
+    cut = [replace(row, source=CUT, input_ids_T=row.input_ids_T[:-1]) for row in whole]
+    for prompt_targets in (False, True):
+        with engine_of(two, tmp_path / "s", wanted("next", prompt_targets=prompt_targets)) as engine:
+            said = engine.with_targets([*whole, *cut])
+        for row in said:
+            ids = row.input_ids_T
+            logprobs_SV = log_softmax(logits_of(ids)[:-1])
+            expected_S = logprobs_SV[np.arange(len(ids) - 1), ids[1:]]
+            if row.source != CUT:
+                expected_S[-1] = np.logaddexp(logprobs_SV[-1, 0], logprobs_SV[-1, 77])
+            np.testing.assert_allclose(row.targets.logprobs_S, expected_S[-len(row.targets) :], atol=1e-4)
+    with engine_of(two, tmp_path / "k", wanted("top_k")) as engine:  # where all tokens are compared, each is itself
+        said = engine.with_targets(whole)
+    for row in said:
+        ids = row.input_ids_T
+        check_top_k(row.targets, logits_of(ids)[row.prompt_length - 1 : -1], ids[row.prompt_length :], None)
+
+
+
 @pytest.mark.parametrize("kind", ["sampled", "top_k"])
 def test_the_size_of_a_batch_changes_no_row(kind, tiny_teacher, tmp_path):
     """Answers are drawn at temperature 1, all 16 rows have a number and mates of their own."""

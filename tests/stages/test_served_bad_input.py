@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import threading
 from typing import Any
 
@@ -75,19 +76,22 @@ class Strange(ChatOnly):
             reply["choices"][0]["message"]["content"] = ""
         elif "WITHHELD" in said:
             reply["choices"][0] |= {"finish_reason": "content_filter"}
+        elif "REFUSED" in said:  # as Azure does, with a type of null
+            message = "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
+            return 400, {"error": {"message": message, "type": None, "param": "prompt", "code": "content_filter"}}
         elif "LONG" in said:
             return 400, {"error": {"message": "This model's maximum context length is 192 tokens."}}
         return status, reply
 
 
 def test_empty_withheld_and_too_long(runtime, opened, tmp_path):
-    rows = [Example(word, None) for word in ("EMPTY", "How many?", "WITHHELD", "LONG", "LONG LONG")]
+    rows = [Example(word, None) for word in ("EMPTY", "How many?", "WITHHELD", "LONG", "LONG LONG", "REFUSED")]
     with Strange(runtime, 20) as server:
         store = filled(opened, server, TEXT, rows, tmp_path / "store", tokenizer=None)
-    assert [store[n].source for n in (0, 2, 3, 4)] == ["empty", WITHHELD, TOO_LONG, TOO_LONG]
+    assert [store[n].source for n in (0, 2, 3, 4, 5)] == ["empty", WITHHELD, TOO_LONG, TOO_LONG, WITHHELD]
     assert store[1].source in {"teacher", CUT}
     said = (tmp_path / "store" / "notes.json").read_text()
-    assert "withheld by the server's own filter" in said and "2 prompts do not fit" in said
+    assert "2 answers of teacher were withheld by the server's own filter" in said and "2 prompts do not fit" in said
 
 
 def test_a_response_longer_than_the_context(llama, opened, problems, tmp_path):
@@ -153,6 +157,48 @@ def test_a_journal_in_use_is_waited_for(llama, opened, tmp_path, notes):
 def test_another_temperature_is_refused(llama, opened):
     with pytest.raises(TargetMismatch, match=r"loss\.temperature=1\."):
         opened(llama, Wanted("top_k", False, 2.0, 0)).__enter__()
+
+
+class Tempered(ChatOnly):
+    """As SGLang by itself: log-probabilities of what it samples from, at 0 those of temperature 1."""
+
+    def native(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        reply = super().native(body, 4096)
+        for entry in reply["choices"][0]["logprobs"]["content"]:
+            logits = {top["id"]: top["logprob"] / (body.get("temperature") or 1.0) for top in entry["top_logprobs"]}
+            mass = math.fsum(map(math.exp, logits.values()))
+            entry["top_logprobs"] = [
+                top | {"logprob": logits[top["id"]] - math.log(mass)} for top in entry["top_logprobs"][:number]
+            ]
+            entry["logprob"] = logits[entry["id"]] - math.log(mass)
+        return reply
+
+
+def test_log_probabilities_of_the_sampling_are_no_targets(runtime, opened, problems, tmp_path):
+    """A server that says 2 ln p - ln Z at temperature 0.5 would else be stored as if it had said ln p."""
+    with Tempered(runtime, 20) as server:
+        for temperature in (0.5, 0.9, 2.0):
+            with pytest.raises(TargetMismatch, match=r"that it samples at; teacher\.temperature=.*=1 or 0, or loss=text"):
+                opened(server, TOP_K, temperature=temperature).__enter__()
+        for temperature in (0.0, 1.0):
+            with opened(server, TOP_K, temperature=temperature):
+                pass
+        assert len(filled(opened, server, TEXT, problems[:2], tmp_path / "store", temperature=0.9)) == 2
+    for dialect in (ChatOnly(runtime, 20), Vllm(runtime)):  # theirs are at 1, whatever they sample at
+        with dialect as server, opened(server, TOP_K, temperature=0.5):
+            pass
+
+
+class One(ChatOnly):
+    """Gives one log-probability for each token, however many are asked for."""
+
+    def native(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        return super().native(body, 1)
+
+
+def test_one_log_probability_does_not_show_its_temperature(runtime, opened):
+    with One(runtime, 20) as server, pytest.raises(TargetMismatch, match="do not show at which temperature they are"):
+        opened(server, TOP_K, temperature=0.5).__enter__()
 
 
 def test_the_money_is_a_hard_limit(llama, opened, problems, tmp_path):
