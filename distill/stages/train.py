@@ -275,7 +275,11 @@ def _outline_of_teacher(recipe: Recipe) -> Any:
 
 
 def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
-    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
+    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`.
+
+    Whatever the start has of licence texts stays beside the weights.
+    """
+    from distill.compression._companions import copy_licences
     from distill.runtime._adapter_names import name_base
     from distill.runtime.bnb import dequantised_merge, quiet
 
@@ -295,6 +299,8 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, fold
     if from_where is None or (student.kind == "scratch" and recipe.loss.kind == "aligned"):
         return
     source = local_folder(*from_where)
+    if student.kind == "pretrained":  # the weights are still under it; of a teacher we have the tokenizer alone
+        copy_licences(source, folder)
     if (source / "tokenizer.model").is_file():
         shutil.copy2(
             source / "tokenizer.model", folder
