@@ -39,7 +39,7 @@ class _HeldOut:
 
     def __init__(self, student: Transformers, request: dict[str, Any]):
         self.student = Path(request["student"])
-        self.texts = [text for text in (*request["prompt_texts"], *request["responses"]) if text]
+        self.texts = _texts(student.tokenizer, request)
         self.token_ids = student.tokenize(self.texts)
         self.asked = [_prompt(prompt) for prompt in request["prompts"]]
         prompts = self.asked_ids = [encode_prompt(student.tokenizer, prompt) for prompt in self.asked]
@@ -57,6 +57,21 @@ class _HeldOut:
         room = (student.max_positions or 1 << 30) - self.greedy_tokens
         self.prompts = [prompt for prompt in prompts if len(prompt) <= room][:GREEDY_PROMPTS]
         self.greedy = student.generate(self.prompts, self.greedy_tokens)
+
+
+def _texts(tokenizer: Any, request: dict[str, Any]) -> list[str]:
+    """Held-out text as it reaches the tokenizer: whole dialogues of a model that chats, else prompts and responses.
+
+    llama.cpp cannot split both as SentencePiece's tokenizers do: text alone begins with a blank, a dialogue's first
+    special token does not end with one.
+    """
+    if not (tokenizer.chat_template and all(request["prompts"])):
+        return [text for text in (*request["prompt_texts"], *request["responses"]) if text]
+    dialogues = []
+    for prompt, response in zip(request["prompts"], request["responses"], strict=True):
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        dialogues.append([*asked, *([{"role": "assistant", "content": response}] if response else [])])
+    return [tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in dialogues]
 
 
 def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[str, Any]:

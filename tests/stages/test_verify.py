@@ -115,3 +115,27 @@ def test_a_gguf_with_another_template_fails(tiny_teacher, examples, tmp_path):
     assert proofs["whole"]["verified"] and proofs["whole"]["prompts_equal"], proofs["whole"]
     assert proofs["other"]["verified"] is False and proofs["other"]["detail"].count("other prompts") == 1
     assert proofs["half"]["verified"] is False and "cannot load" in proofs["half"]["detail"]
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_sentencepiece_student_s_gguf_is_right_where_its_prompts_are(shared_data, examples, tmp_path, chat):
+    """llama.cpp puts a blank before all text or before none; a student that chats needs none, one without needs it."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    from distill.encoding import load_tokenizer
+
+    stories260k = shared_data / "stories260k"  # a real trained Llama with SentencePiece's tokenizer
+    student = Path(shutil.copytree(stories260k, tmp_path / "student"))
+    tokenizer = load_tokenizer(stories260k)
+    tokenizer.chat_template = LLAMA_2 if chat else None
+    tokenizer.save_pretrained(student)  # as training does; transformers 5 writes Metaspace with "first"
+    option = GgufQ8_0(kind="gguf_q8_0", max_kl_nats=0.01)
+    option.make(student, tmp_path / "package")
+    packages = {"gguf_q8_0": (tmp_path / "package", option)}
+    proof = verify_packages("llama.cpp", student, packages, examples, tmp_path / "proof", 4)["gguf_q8_0"]
+    assert proof["verified"], proof
