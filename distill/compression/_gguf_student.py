@@ -96,13 +96,14 @@ def export(
     mixture: Mixture,
     importance: "Mapping[str, np.ndarray] | None" = None,
 ) -> "list[Planned]":
-    """Write `file_name` and a Modelfile for Ollama into `package` from the checkpoint folder `student`.
+    """Write `file_name`, a Modelfile for Ollama and the licence texts into `package` from the checkpoint `student`.
 
     Returns the tensors that went into it. `importance`: see `write_gguf`.
 
     Raises:
         StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
     """
+    from distill.compression._companions import copy_licences
     from distill.compression._gguf import write_gguf
     from distill.compression._gguf_tokenizer import NotExpressible
     from distill.compression._modelfile import modelfile
@@ -117,6 +118,7 @@ def export(
     except NotExpressible as problem:
         raise StageFailed(f"{student} cannot become a GGUF: {problem}") from problem
     (package / "Modelfile").write_text(modelfile(file_name, tokenizer), "utf-8")
+    copy_licences(student, package)
     return plan
 
 

@@ -96,15 +96,15 @@ def how_to_load(package: Path) -> dict[str, Any]:
     quantisation = _json(package / "config.json").get("quantization_config") or {}
     bits = "8-bit" if quantisation.get("load_in_8bit") else "4-bit" if quantisation.get("load_in_4bit") else None
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", root, plain]
-    if (package / "adapter").is_dir():
-        lines = ["from peft import PeftModel", *imports, 'model = PeftModel.from_pretrained(model, root + "/adapter")']
-        kind = f"{bits or 'Full-precision'} weights with a LoRA adapter on top"
-        libraries = "transformers peft bitsandbytes" if bits else "transformers peft"
-        return _loading(kind, "transformers", libraries, "python", [*lines, tokenizer, use])
-    if bits:
-        kind, libraries = f"{bits} weights (bitsandbytes)", "transformers bitsandbytes"
-    else:
-        kind, libraries = "Plain safetensors checkpoint", "transformers"
+    if not bits:
+        code = [*imports, tokenizer, use]
+        return _loading("Plain safetensors checkpoint", "transformers", "transformers", "python", code)
+    kind, libraries = f"{bits} weights (bitsandbytes)", "transformers bitsandbytes"
+    if (package / "adapter_config.json").is_file():
+        kind, libraries = f"{kind} with a LoRA adapter on top", "transformers peft bitsandbytes"
+        imports[:2] = ["import peft  # without it, transformers leaves the adapter out and says nothing", imports[0], ""]
+        # of a hub's id, transformers takes the base from where adapter_config.json says, and this one is its own
+        imports[3] = f"{root}  # on disk; of an upload: huggingface_hub.snapshot_download(its id)"
     return _loading(kind, "transformers", libraries, "python", [*imports, tokenizer, use])
 
 

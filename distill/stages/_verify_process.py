@@ -12,8 +12,15 @@ import numpy as np
 
 from distill.encoding import encode_prompt, encode_response
 from distill.runtime.hf import Transformers
+from distill.runtime.speaking import LlamaCppSpeaker, TransformersSpeaker
 
 GREEDY_PROMPTS = 8
+FAULTS = {
+    "token_ids_equal": "its tokenizer gives other token ids than the student's",
+    "prompts_equal": "its chat template or its first token makes other prompts than the student's",
+    "ends_equal": "it ends its answers at other tokens than the student",
+}
+"""What may be unlike the student without any weight being wrong → how that is said."""
 
 # N positions, V vocabulary
 
@@ -32,9 +39,11 @@ class _HeldOut:
 
     def __init__(self, student: Transformers, request: dict[str, Any]):
         self.student = Path(request["student"])
-        self.texts = [text for text in (*request["prompt_texts"], *request["responses"]) if text]
+        self.texts = _texts(student.tokenizer, request)
         self.token_ids = student.tokenize(self.texts)
-        prompts = [encode_prompt(student.tokenizer, _prompt(p)) for p in request["prompts"]]
+        self.asked = [_prompt(prompt) for prompt in request["prompts"]]
+        prompts = self.asked_ids = [encode_prompt(student.tokenizer, prompt) for prompt in self.asked]
+        self.ends = student.eos_token_ids
         self.rows, self.positions, left = [], [], request["positions"]
         for prompt, response in zip(prompts, request["responses"], strict=True):
             row = (prompt + encode_response(student.tokenizer, response or ""))[: student.max_positions]
@@ -50,12 +59,27 @@ class _HeldOut:
         self.greedy = student.generate(self.prompts, self.greedy_tokens)
 
 
+def _texts(tokenizer: Any, request: dict[str, Any]) -> list[str]:
+    """Held-out text as it reaches the tokenizer: whole dialogues of a model that chats, else prompts and responses.
+
+    llama.cpp cannot split both as SentencePiece's tokenizers do: text alone begins with a blank, a dialogue's first
+    special token does not end with one.
+    """
+    if not (tokenizer.chat_template and all(request["prompts"])):
+        return [text for text in (*request["prompt_texts"], *request["responses"]) if text]
+    dialogues = []
+    for prompt, response in zip(request["prompts"], request["responses"], strict=True):
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        dialogues.append([*asked, *([{"role": "assistant", "content": response}] if response else [])])
+    return [tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in dialogues]
+
+
 def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[str, Any]:
     """One package's proof; a package that does not load is a failed proof, not a crash."""
     try:
         longest = max(map(len, (*held_out.rows, *held_out.prompts))) + held_out.greedy_tokens
         with _open(Path(package["path"]), runtime, longest) as model:
-            token_ids_equal = model.tokenize(held_out.texts) == held_out.token_ids
+            same = _same(model, held_out)
             logprobs_NV = model.logprobs(held_out.rows, held_out.positions)
             greedy = model.generate(held_out.prompts, held_out.greedy_tokens)
         bit_equal = _bit_equal(package, held_out, logprobs_NV)
@@ -65,17 +89,30 @@ def _prove(package: dict[str, Any], runtime: str, held_out: _HeldOut) -> dict[st
             "runtime": runtime,
             "detail": f"does not load or run: {type(error).__name__}: {error}",
         }
-    return _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal)
+    return _judge(package, runtime, held_out, logprobs_NV, greedy, same, bit_equal)
 
 
-def _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit_equal) -> dict[str, Any]:
+def _same(model: Any, held_out: _HeldOut) -> dict[str, bool | None]:
+    """Whether the package reads text and prompts, and ends its answers, as the student does; see `FAULTS`.
+
+    None: llama.cpp does not say where it ends.
+    """
+    speaker = TransformersSpeaker(model) if isinstance(model, Transformers) else LlamaCppSpeaker(model)
+    # models of plain text are asked nothing, and go on from a token of their own
+    asked = [(one, ids) for one, ids in zip(held_out.asked, held_out.asked_ids, strict=True) if one]
+    return {
+        "token_ids_equal": model.tokenize(held_out.texts) == held_out.token_ids,
+        "prompts_equal": all(speaker.encode(one) == ids for one, ids in asked),
+        "ends_equal": model.eos_token_ids == held_out.ends if isinstance(model, Transformers) else None,
+    }
+
+
+def _judge(package, runtime, held_out, logprobs_NV, greedy, same, bit_equal) -> dict[str, Any]:
     p_NV = np.exp(held_out.logprobs_NV.astype(np.float64))
     kl = float((p_NV * (held_out.logprobs_NV.astype(np.float64) - logprobs_NV)).sum(axis=1).mean())
     agreement = float((held_out.logprobs_NV.argmax(axis=1) == logprobs_NV.argmax(axis=1)).mean())
     same_greedy = float(np.mean([a == b for a, b in zip(greedy, held_out.greedy, strict=True)]))
-    faults = []
-    if not token_ids_equal:
-        faults.append("its tokenizer gives other token ids than the student's")
+    faults = [said for name, said in FAULTS.items() if same[name] is False]
     if not kl <= package["max_kl_nats"]:  # NaN fails too
         faults.append(f"its mean divergence from the student is {kl:.2g} nats, {package['max_kl_nats']:g} is allowed")
     if bit_equal is False:
@@ -85,7 +122,7 @@ def _judge(package, runtime, held_out, logprobs_NV, greedy, token_ids_equal, bit
         "runtime": runtime,
         "kl_to_student_nats": kl,
         "top1_agreement": agreement,
-        "token_ids_equal": token_ids_equal,
+        **same,
         "greedy_equal": same_greedy,
         "positions": len(logprobs_NV),
         "bit_equal_reload": bit_equal,

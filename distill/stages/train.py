@@ -278,7 +278,11 @@ def _outline_of_teacher(recipe: Recipe) -> Any:
 
 
 def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
-    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
+    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`.
+
+    Whatever the start has of licence texts stays beside the weights.
+    """
+    from distill.compression._companions import copy_licences
     from distill.runtime._adapter_names import name_base
     from distill.runtime.bnb import dequantised_merge, quiet
 
@@ -289,20 +293,30 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, fold
             name_base(folder / "adapter", recipe.student.model, recipe.student.revision)
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
-    end, ends = cast(int, tokenizer.eos_token_id), model.generation_config.eos_token_id
-    ends = {end, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
-    # a chat model has several ends of an answer; it keeps them beside the one that it was trained with
-    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else end
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
     with quiet():
         model.float().save_pretrained(folder)
+    _name_ends(model.generation_config, tokenizer, folder)
     tokenizer.save_pretrained(folder)
     student = recipe.student
     from_where = (student.model, student.revision) if student.kind == "pretrained" else recipe.teacher.tokenizer_from
     if from_where is None or (student.kind == "scratch" and recipe.loss.kind == "aligned"):
         return
     source = local_folder(*from_where)
+    if student.kind == "pretrained":  # the weights are still under it; of a teacher we have the tokenizer alone
+        copy_licences(source, folder)
     if (source / "tokenizer.model").is_file():
         shutil.copy2(
             source / "tokenizer.model", folder
         )  # transformers 5 no longer writes it, llama.cpp needs its scores
+
+
+def _name_ends(settings: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes `settings`, the start's generation config, with the end token that the student was trained with."""
+    end, ends = cast(int, tokenizer.eos_token_id), settings.eos_token_id
+    ends = {end, *(ends if isinstance(ends, list) else [ends] if ends is not None else [])}
+    # a chat model has several ends of an answer; it keeps them beside the one that it was trained with
+    settings.eos_token_id = sorted(ends) if len(ends) > 1 else end
+    settings.pad_token_id = tokenizer.pad_token_id
+    # not with save_pretrained: of a config that was changed it refuses what published ones have, such as Vicuna's
+    # temperature without do_sample
+    settings.to_json_file(folder / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])

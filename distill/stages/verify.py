@@ -1,7 +1,8 @@
 """verify: a package, in a fresh process and in its own runtime, must say what its student said.
 
 One fresh process for each runtime loads the packages as their users would. It compares token ids, the divergence
-from the student on held-out text, the likeliest token, and greedy answers. What fails is reported as failed.
+from the student on held-out text, the likeliest token, and greedy answers, and the prompts that its own chat template
+makes. What fails is reported as failed.
 """
 
 import json
@@ -19,7 +20,7 @@ from distill.errors import StageFailed
 from distill.example import Example
 from distill.progress import console
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when a verification would judge otherwise."""
 ROWS = 64
 POSITIONS = 1000

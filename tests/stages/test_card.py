@@ -33,8 +33,8 @@ def card_of(package: Path, run: Path, name: str):
     return ModelCard.load(package / "README.md")
 
 
-def run_snippet(text: str, package: Path) -> str:
-    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(package))
+def run_snippet(text: str, package: Path, more: str = "") -> str:
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(package)) + more
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(code, "README.md", "exec"), {})
@@ -197,7 +197,13 @@ def test_a_package_that_failed_says_so(run, package):
     proofs = json.loads((run / "verification.json").read_text())
     (run / "verification.json").write_text(json.dumps([proofs[0] | {"verified": False, "detail": "KL 0.2 > 0.001"}]))
     text = card_of(package, run, "bf16").text
-    assert "**Not verified**" in text and "KL 0.2 > 0.001" in text
+    assert "**Not verified**: the folder was loaded" in text and "KL 0.2 > 0.001" in text
+    # a package that did not even load has no figures
+    dead = {"package": "bf16", "verified": False, "runtime": "transformers", "detail": "does not load or run: OSError"}
+    (run / "verification.json").write_text(json.dumps([dead]))
+    text = card_of(package, run, "bf16").text
+    assert "**Not verified**: a fresh process with transformers could not compare it" in text and "OSError" in text
+    assert "was loaded" not in text
 
 
 def test_the_store_is_not_written_through_a_hard_link(run, package, tmp_path):
@@ -215,16 +221,53 @@ def test_the_snippet_of_a_plain_package_runs(run, package, tiny_teacher):
     assert run_snippet(text, package).strip()
 
 
-def test_the_snippet_of_weights_with_an_adapter_runs(run, package, tiny_teacher):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+@pytest.fixture
+def healed(tiny_teacher, tmp_path) -> Path:
+    """A package of compression=bnb_nf4_lora, its adapter as it starts."""
+    pytest.importorskip("bitsandbytes")
+    from distill.compression.bnb_nf4_lora import BnbNf4Lora
+    from distill.stages.compress import _save_adapter, _with_adapter
 
-    shutil.copytree(tiny_teacher, package, dirs_exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(tiny_teacher)
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(package / "adapter")
-    text = card_of(package, run, "bnb_nf4_lora").text
-    assert 'PeftModel.from_pretrained(model, root + "/adapter")' in text
-    assert run_snippet(text, package).strip()
+    option, made = BnbNf4Lora(kind="bnb_nf4_lora", rank=2), tmp_path / "healed"
+    option.make(tiny_teacher, made)
+    _save_adapter(_with_adapter(option, tiny_teacher, made, seed=0), made)
+    return made
+
+
+def test_the_snippet_of_weights_with_an_adapter_loads_both(run, healed):
+    assert not (healed / "README.md").exists(), "peft's card, of a model in a scratch folder"
+    text = card_of(healed, run, "bnb_nf4_lora").text
+    assert "4-bit weights (bitsandbytes) with a LoRA adapter on top" in text
+    # without peft, transformers would give the base alone
+    assert "pip install transformers peft bitsandbytes\n" in text and "import peft" in text
+    count = 'print("adapters", sum("lora_A" in name for name, _ in model.named_parameters()))'
+    said = run_snippet(text, healed, count)
+    assert said.endswith("adapters 14\n")
+
+
+def test_weights_with_an_adapter_load_from_a_hub_as_the_card_says(run, healed, tmp_path, monkeypatch):
+    import subprocess
+    import sys
+
+    from tests.hub_stand_in import hub_of
+
+    assert "huggingface_hub.snapshot_download(its id)" in card_of(healed, run, "bnb_nf4_lora").text
+    code = (
+        "import peft, huggingface_hub, sys\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "root = huggingface_hub.snapshot_download('me/healed') if sys.argv[1] == 'downloaded' else 'me/healed'\n"
+        "model = AutoModelForCausalLM.from_pretrained(root)\n"
+        "assert any('lora_A' in name for name, _ in model.named_parameters())\n"
+    )
+    with hub_of({"me/healed": {"main": healed}}) as (endpoint, _):
+        env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        ended = {
+            how: subprocess.run([sys.executable, "-c", code, how], env=env, capture_output=True, text=True)
+            for how in ("downloaded", "by its id")
+        }
+    assert ended["downloaded"].returncode == 0, ended["downloaded"].stderr
+    # the day this fails, the card's words about uploads can go
+    assert ended["by its id"].returncode != 0
 
 
 def test_the_snippet_of_an_adapter_alone_runs(run, package, tiny_teacher):
@@ -289,6 +332,4 @@ def test_the_snippet_of_a_gguf_runs(run, package, tiny_teacher, tmp_path, chat):
 def test_quantised_packages_name_bitsandbytes(run, package, setting, words):
     (package / "config.json").write_text(json.dumps({"quantization_config": {setting: True}}))
     text = card_of(package, run, "bnb_int8").text
-    assert words in text and "pip install transformers bitsandbytes" in text
-    (package / "adapter").mkdir()
-    assert "pip install transformers peft bitsandbytes" in card_of(package, run, "bnb_int8").text
+    assert words in text and "pip install transformers bitsandbytes\n" in text
