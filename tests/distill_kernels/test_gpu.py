@@ -128,6 +128,15 @@ def test_sparse(tail):
         torch.testing.assert_close(gradient.cpu().double(), exact_gradient, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("tail", ["bucket", "uniform", "zero", "renormalize", "sampled"])
+def test_ids_that_repeat_or_lie_outside_give_nan_in_their_row(tail):
+    ids = torch.tensor([[1, 2], [3, 3], [1, 400], [0, -1], [1, -2]], device="cuda")
+    values = torch.full((5, 2), 0.5 if tail == "sampled" else -1.0, device="cuda")
+    here = [torch.randn(*shape, device="cuda") for shape in ((5, 8), (400, 8))]
+    loss = linear_sparse_divergence(*here, ids, values, tail=tail, reduction="none")
+    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True]
+
+
 def test_equal_from_run_to_run():
     here = [tensor.cuda() for tensor in hidden(700, 32_001, 128, torch.bfloat16)]
     for tensor in here[:2]:
