@@ -67,3 +67,10 @@ def resources(cuobjdump, cubin):
 def vectors(ptx):
     """16-byte loads and stores."""
     return len(re.findall(r"ld\.global\S*\.v4", ptx)), len(re.findall(r"st\.global\S*\.v4", ptx))
+
+
+def check_numbers(ptx):
+    """Everything is float32, and no constant so small that the special function unit takes it for 0."""
+    assert "f64" not in ptx
+    bits = [int(digits, 16) & 0x7FFFFFFF for digits in re.findall(r"\b0f([0-9A-F]{8})\b", ptx)]
+    assert bits and not [f"0f{one:08X}" for one in bits if 0 < one < 0x00800000]

@@ -17,6 +17,7 @@ from distill_kernels import divergence, linear_divergence, linear_sparse_diverge
 from distill_kernels.dense import dense_rows
 from distill_kernels.settings import KINDS, Settings
 from distill_kernels.softened import Workspace
+from distill_kernels.sparse import sparse_rows
 from oracle import dense_loss, sparse_loss
 
 OPTIONS = [
@@ -310,14 +311,14 @@ def test_the_rest_of_a_student_that_is_sure_is_exact(kind):
     assert ((student - right).abs() <= 3e-6 * (1 + expected)).all()
 
 
-@pytest.mark.parametrize("tail", ["bucket", "uniform", "zero"])
+@pytest.mark.parametrize("tail", ["bucket", "uniform", "zero", "renormalize", "sampled"])
 def test_ids_that_repeat_or_lie_outside_give_nan_in_their_row(tail):
-    from distill_kernels import triton_sparse
-
-    ids, values = torch.tensor([[1, 2], [3, 3], [1, 40], [0, -1]]), torch.full((4, 2), -1.0)
-    student = torch.randn(4, 40)
-    loss = triton_sparse.sparse_rows(student, ids, values, tail, None, None, Settings(kind="forward_kl"), student)
-    assert loss.isnan().tolist() == [False, tail != "zero", True, False]
+    ids = torch.tensor([[1, 2], [3, 3], [1, 40], [0, -1], [1, -2]])
+    values = torch.full((5, 2), 0.5 if tail == "sampled" else -1.0)
+    student = torch.randn(5, 40)
+    workspace = Workspace(5, 40, torch.float32, student.device)
+    loss = sparse_rows(student, ids, values, tail, None, None, Settings(kind="forward_kl"), workspace, student)
+    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True]
 
 
 def test_too_many_ids_are_refused():

@@ -95,6 +95,9 @@ def test_logits_and_chunks():
         (IDS, VALUES, {"tail": "uniform", "kind": "reverse_kl"}, ["tail", "reverse_kl", "forward_kl"]),
         (IDS * 0 - 1, VALUES, {"tail": "renormalize"}, ["values", "without any mass"]),
         (IDS * 0, VALUES, {}, ["token_ids", "twice", "sampled"]),
+        (IDS * 0, VALUES, {"tail": "zero"}, ["token_ids", "twice", "sampled"]),
+        (IDS * 0, VALUES, {"tail": "renormalize"}, ["token_ids", "twice", "sampled"]),
+        (IDS * 0, VALUES, {"tail": "uniform"}, ["token_ids", "twice", "sampled"]),
         (IDS, VALUES, {"teacher_softcap": 3.0}, ["teacher_softcap", "3.0"]),
     ],
 )

@@ -106,7 +106,8 @@ def test_linear(kind, dtype, chunk_bytes):
         assert max(found) <= 2e-5
         return
     # logits are float32: 16-bit ones would be off by 1e-3 in the loss and 4e-2 in the gradients
-    assert found[0] <= 1e-6 * (1 + 1 / expected.item()) and max(found[1:]) <= 4e-3
+    mean = expected.item() / 300  # a row is promised within 1e-6 (1 + loss): the kernels' logarithms may all err alike
+    assert found[0] <= 1e-6 * (1 + 1 / mean) and max(found[1:]) <= 4e-3
 
 
 @pytest.mark.parametrize("tail", ["bucket", "told", "zero", "renormalize", "uniform", "sampled"])
@@ -127,6 +128,15 @@ def test_sparse(tail):
         torch.testing.assert_close(gradient.cpu().double(), exact_gradient, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize("tail", ["bucket", "uniform", "zero", "renormalize", "sampled"])
+def test_ids_that_repeat_or_lie_outside_give_nan_in_their_row(tail):
+    ids = torch.tensor([[1, 2], [3, 3], [1, 400], [0, -1], [1, -2]], device="cuda")
+    values = torch.full((5, 2), 0.5 if tail == "sampled" else -1.0, device="cuda")
+    here = [torch.randn(*shape, device="cuda") for shape in ((5, 8), (400, 8))]
+    loss = linear_sparse_divergence(*here, ids, values, tail=tail, reduction="none")
+    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True]
+
+
 def test_equal_from_run_to_run():
     here = [tensor.cuda() for tensor in hidden(700, 32_001, 128, torch.bfloat16)]
     for tensor in here[:2]:
@@ -141,14 +151,15 @@ def test_equal_from_run_to_run():
         assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
 
 
-def test_a_row_of_nan_and_rows_far_away():
+def test_a_row_of_nan_and_rows_far_away(implementation):
     student, teacher = (tensor.cuda() for tensor in logits(6, 4099, torch.float32))
     alone = divergence(student, teacher, "jsd", reduction="none")
     student[1] += 1e4
     student[2, 5] = float("nan")
     student[3] = teacher[3]
     rows = divergence(student, teacher, "jsd", reduction="none")
-    assert rows[2].isnan() and rows[3].abs() <= 1e-7
+    # the kernels' reciprocals and logarithms may add 2e-7 (README.md)
+    assert rows[2].isnan() and rows[3].abs() <= (1e-7 if implementation == "eager" else 3e-7)
     # at 1e4 a float32 logit has three digits after the point
     torch.testing.assert_close(rows[1], alone[1], rtol=2e-3, atol=0)
     assert torch.equal(rows[[0, 4, 5]], alone[[0, 4, 5]])

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from compiling import compiled
+from compiling import check_numbers, compiled
 from distill_kernels.settings import KINDS
 from distill_kernels.triton_resident_table import cluster_for
 
@@ -52,6 +52,7 @@ def check(kind, num_tokens, options=PLAIN, architecture=90, dtype="bf16", gradie
     )
     print(f"{kind} {num_tokens} {dtype} sm_{architecture} {cluster}: {registers} registers")
     assert spilled == 0
+    check_numbers(ptx)
     assert not positions(r"\b(atom|red)\.|\.local", ptx)
     reads, writes = positions(r"ld\.global\S*\.v4", ptx), positions(r"st\.global\S*\.v4", ptx)
     # each thread's eight tokens of both models, 16 bytes at a time: each is read by one instruction, and no other

@@ -6,6 +6,8 @@ import pytest
 import torch
 from distill_kernels import divergence, linear_sparse_divergence
 from distill_kernels.settings import KINDS
+from distill_kernels.softened import Softened
+from distill_kernels.sparse import Kept, _sum_of_others
 from oracle import sparse_loss
 
 TAILS = [("bucket", kind) for kind in KINDS]
@@ -192,3 +194,11 @@ def test_half_precision_logprobs_may_pass_one():
     )
     torch.testing.assert_close(loss, expected.sum(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(loss, student)[0], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_an_id_that_only_a_gpu_can_see_to_be_outside_is_not_looked_up():
+    """There it would end the process; a CPU refuses it before, or raises here."""
+    shifted, nothing = -torch.rand(1, 5), torch.zeros(1, 1)
+    ids, here = torch.tensor([[1, 7]]), torch.ones(1, 2, dtype=torch.bool)
+    kept = Kept(ids, here, torch.zeros(1, 2), torch.zeros(1, 2), here[:, :1], None)
+    assert _sum_of_others(Softened(shifted.exp(), shifted, nothing, None), kept).isfinite().all()

@@ -7,14 +7,14 @@ triton_kernels/README.md; `pytest -s` prints them.
 import os
 
 import pytest
-from compiling import compiled, vectors
+from compiling import check_numbers, compiled, vectors
 from distill_kernels.settings import KINDS
 
 triton = pytest.importorskip("triton", reason="no triton here")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
-# Triton 3.6 is 8 bytes short in one of these, tvd with every option
-MOST_SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
+# Triton 3.6 is 8 bytes short in tvd with every option, 16 with 1024 ids and every option on sm_100
+MOST_SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 SUBTLE = {"HARD": True, "UNIT_TEMPERATURE": False, "STUDENT_CAPPED": True, "TEACHER_CAPPED": True}
 DENSE = {
     **{"IGNORES": False, "HARD": False, "UNIT_TEMPERATURE": True, "STUDENT_CAPPED": False, "TEACHER_CAPPED": False},
@@ -38,6 +38,7 @@ def _fresh_cache(tmp_path, monkeypatch):
 
 def check(ptx, registers, spilled, passes, wide=1):
     print(f"{registers} registers")
+    check_numbers(ptx)
     assert spilled <= MOST_SPILLED
     assert registers <= 128  # two programs of eight warps on each SM, at the least
     loads, stores = vectors(ptx)

@@ -228,9 +228,14 @@ def check_unique_ids(ids_NK: Tensor, rows: Rows) -> None:
     """Refuses an id that a row holds twice, where ids can be read without waiting for an accelerator."""
     if ids_NK.device.type != "cpu" or rows.num_counted == 0:
         return
-    ids_MK = rows.pick(ids_NK, slice(None)).sort(-1).values
-    if bool(((ids_MK[:, 1:] == ids_MK[:, :-1]) & (ids_MK[:, 1:] >= 0)).any()):
+    if bool(repeats(rows.pick(ids_NK, slice(None), blank=-1)).any()):
         raise ValueError(REPEATED_IDS)
+
+
+def repeats(ids_MK: Tensor) -> Tensor:
+    """Whether a row holds an id twice, `[M]`; pads may repeat."""
+    ids_MK = ids_MK.sort(-1).values
+    return ((ids_MK[:, 1:] == ids_MK[:, :-1]) & (ids_MK[:, 1:] >= 0)).any(-1)
 
 
 def _check_labels(labels_M: Tensor, num_tokens: int, ignore_index: int) -> None:

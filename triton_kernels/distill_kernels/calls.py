@@ -120,8 +120,9 @@ def sparse_call(
     rows = arguments.check_rows(leading, device, num_tokens, labels, ignore_index, row_weight, hard_weight)
     checked = arguments.check_sparse(token_ids, values, tail, settings.kind, leading, num_tokens, rows)
     arguments.same("token_ids.device", token_ids.device, "student_hidden", device)
-    if isinstance(columns, Cut) and tail == "bucket":
-        arguments.check_unique_ids(checked[0], rows)  # one process alone must not find them later
+    # "bucket" finds them by itself while it adds up the rest; but not one process alone
+    if tail != "sampled" and (tail != "bucket" or isinstance(columns, Cut)):
+        arguments.check_unique_ids(checked[0], rows)
     return LinearCall(
         settings=settings,
         rows=rows,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill_kernels.arguments import REPEATED_IDS
+from distill_kernels.arguments import REPEATED_IDS, repeats
 from distill_kernels.closed_forms import FORMS
 from distill_kernels.columns import WHOLE, Whole
 from distill_kernels.implementation import runs_triton
@@ -63,7 +63,9 @@ def sparse_rows(
         from distill_kernels import triton_sparse
 
         rest = (tail, labels_C, weight_C, settings, gradient_CV)
-        return triton_sparse.sparse_rows(student_CV, token_ids_CK, values, *rest)
+        loss_C = triton_sparse.sparse_rows(student_CV, token_ids_CK, values, *rest)
+        # the kernel sees to the other tails
+        return _nan_where_ids_repeat(loss_C, token_ids_CK) if tail in ("zero", "renormalize") else loss_C
     loss_C = torch.empty(len(student_CV), dtype=workspace.dtype, device=student_CV.device)
     for start in range(0, len(student_CV), workspace.num_rows):
         block = slice(start, start + workspace.num_rows)
@@ -89,7 +91,15 @@ def sparse_rows(
         loss_C[block] = mixed_loss(loss_N, labelled, weight_N, settings)
         if gradient_NV is not None:
             gradient_NV.copy_(mixed_gradient(by_softmax_NV, student, labelled, weight_N, settings))
-    return loss_C
+    if student_CV.device.type == "cpu":
+        return loss_C
+    # ids on an accelerator could not be read before
+    loss_C = loss_C.masked_fill((token_ids_CK < -1).any(-1), math.nan)
+    return loss_C if tail == "sampled" else _nan_where_ids_repeat(loss_C, token_ids_CK)
+
+
+def _nan_where_ids_repeat(loss_C: Tensor, token_ids_CK: Tensor) -> Tensor:
+    return loss_C.masked_fill(repeats(token_ids_CK), math.nan)
 
 
 def _kept(token_ids_NK: Tensor, values: Tensor, tail: str, num_tokens: int, dtype: torch.dtype) -> Kept:
@@ -146,6 +156,8 @@ def _sum_of_others(student: Softened, kept: Kept) -> Tensor:
         return shifted_NV.sum(-1, keepdim=True)
     places_NK, here_NK = student.columns.locate(kept.ids_NK)
     present_NK = kept.present_NK if here_NK is None else kept.present_NK & here_NK
+    # an id outside makes the row's loss NaN elsewhere; looked up, it would end a GPU's process
+    places_NK = places_NK.clamp(max=shifted_NV.shape[-1] - 1)
     has_ids_N1 = present_NK.any(-1, keepdim=True)
     first_N1 = places_NK.gather(-1, present_NK.int().argmax(-1, keepdim=True))
     places_NK = torch.where(present_NK, places_NK, first_N1)

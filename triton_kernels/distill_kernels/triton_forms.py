@@ -12,22 +12,22 @@ import triton.language as tl
 
 from distill_kernels.triton_softmax import LN2, log2, reciprocal
 
-# Both far below what a float32 loss can show, and far enough above its smallest number to divide by and to invert.
-_SMALLEST_MIXTURE = tl.constexpr(1e-37)
-_SMALLEST_RATIO = tl.constexpr(1e-38)
+# Far below what a float32 loss can show, and above 2**-126: less than that is 0 to `reciprocal` and to `log2`, and a
+# float64 to Triton, which then hands `log2` its lower half.
+_SMALLEST = tl.constexpr(1e-37)
 
 
 @triton.jit
 def bits_to_mixture(part, inverse):
     """log2(part / m); finite where part is 0, for it is multiplied by part."""
-    return log2(tl.maximum(part * inverse, _SMALLEST_RATIO))
+    return log2(tl.maximum(part * inverse, _SMALLEST))
 
 
 @triton.jit
 def inverse_mixture(q, p, weight, KIND: tl.constexpr):
     """1 / m."""
     mixture = p + weight * (q - p) if KIND == "skew_reverse_kl" else q + weight * (p - q)
-    return reciprocal(tl.maximum(mixture, _SMALLEST_MIXTURE))
+    return reciprocal(tl.maximum(mixture, _SMALLEST))
 
 
 @triton.jit

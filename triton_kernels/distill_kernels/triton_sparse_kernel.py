@@ -82,7 +82,7 @@ def sparse_kernel(
     ids_at, values_at = token_ids + row * ids_stride, values + row * values_stride
     ids = tl.load(ids_at + lane * id_stride, mask=lane < num_ids, other=-1).to(tl.int32)
     present = (ids >= 0) & (ids < num_tokens)
-    num_strange = tl.sum((ids >= num_tokens).to(tl.int32), 0)
+    num_strange = tl.sum(((ids >= num_tokens) | (ids < -1)).to(tl.int32), 0)
     kept_at = begin + tl.where(present, ids, 0)
     num_present = tl.sum(present.to(tl.int32), 0)
     kept = tl.load(student_row + kept_at, mask=present, other=EMPTY).to(tl.float32)
