@@ -296,7 +296,7 @@ class TestDialogues:
         examples = self.load(path, turns="all")
         assert [self.said(example) for example in examples.train] == [("u: 1", "2")]
         assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
-        with pytest.raises(DataError, match="1 of 1 dialogues .* None is left"):
+        with pytest.raises(DataError, match=r"1 of 1 dialogues .* None is left"):
             self.load(self.write(tmp_path / "b.jsonl", "a: hello"))
 
     def test_evaluation_shares_no_dialogue_with_training(self, tmp_path):
