@@ -19,11 +19,11 @@ def pack(
     Args:
         lengths: of the rows, in tokens.
         capacity: tokens of a sequence at most; no row is longer.
-        pad_to: L is a multiple of it, and what is left over is a row of padding.
+        pad_to: L is a multiple of it, or `capacity`; what is left over is a row of padding.
     """
     sequences = first_fit(lengths, capacity)
     longest = max(sum(lengths[b] for b in rows) for rows in sequences)
-    L = -(-longest // pad_to) * pad_to
+    L = min(-(-longest // pad_to) * pad_to, capacity)
     B, T = batch["attention_mask"].shape
     nowhere = B * T  # one past the last position: what padding is laid out from
     source_PL = np.full((len(sequences), L), nowhere)

@@ -198,19 +198,21 @@ def collate(
     pad_id: int,
     prompt_weight: float,
     target_vocab: int | None,
+    most: int | None = None,
     pack_to: int | None = None,
 ) -> dict[str, "Tensor"]:
     """One right-padded batch: position t of `labels` and `weights` speaks of token t + 1.
 
     input_ids, attention_mask, labels int64 and weights float32 `[B, T]`; with `target_vocab`, the size of the
-    student's vocabulary, also what the store's kind of targets lays out (its `batch()` says what). With `pack_to`, the
+    student's vocabulary, also what the store's kind of targets lays out (its `batch()` says what). T is `most` at most:
+    no row is longer, and a student may have no position behind it. With `pack_to`, the
     rows stand side by side in sequences of so many tokens at most, and position_ids take the place of attention_mask.
     """
     import torch
 
     # few different lengths: oneDNN and cuBLAS keep a plan, with its buffers, for each shape that they meet
     longest = max(row.length for row in rows)
-    B, T = len(rows), -(-longest // PAD_TO) * PAD_TO
+    B, T = len(rows), min(-(-longest // PAD_TO) * PAD_TO, most or 1 << 30)
     input_ids = np.full((B, T), pad_id, dtype=np.int64)
     attention_mask = np.zeros((B, T), dtype=np.int64)
     labels = np.full((B, T), IGNORED, dtype=np.int64)

@@ -102,6 +102,7 @@ def train(
             pad_id=pad_id,
             prompt_weight=training.prompt_weight,
             target_vocab=vocab_size,
+            most=training.max_length,
             pack_to=training.max_length if training.packing else None,
         ),
         plan=plan,

@@ -123,7 +123,7 @@ def copy_texts(examples: Sequence[Example], folder: Path) -> None:
     for batch in writer.missing():
         texts = [(n, examples[n].response) for n in batch]
         writer.write([Row(n, text or "", NO_ANSWER if text is None else "data") for n, text in texts])
-    writer.finish()
+    write_whole(folder / "notes.json", json.dumps(notes(writer.finish(), "their own")))
 
 
 def ask(

@@ -84,15 +84,17 @@ def test_what_is_laid_out_by_hand():
         "token_ids": np.arange(18, dtype=np.int32).reshape(3, 3, 2),
         "rows": np.array([3, 1, 2]),
     }
-    packed = pack(batch, [2, 3, 1], 3, pad_to=4)
-    assert packed["input_ids"].tolist() == [[7, 8, 9, 0], [5, 6, 4, 0]]
-    assert packed["position_ids"].tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]]
+    packed = pack(batch, [2, 3, 1], 4, pad_to=4)
+    assert packed["input_ids"].tolist() == [[7, 8, 9, 4], [5, 6, 0, 0]]
+    assert packed["position_ids"].tolist() == [[0, 1, 2, 0], [0, 1, 0, 1]]
     assert packed["labels"].tolist() == [[8, 9, -100, -100], [6, -100, -100, -100]]
     assert packed["token_ids"].tolist() == [
-        [[6, 7], [8, 9], [10, 11], [-1, -1]],
-        [[0, 1], [2, 3], [12, 13], [-1, -1]],
+        [[6, 7], [8, 9], [10, 11], [12, 13]],
+        [[0, 1], [2, 3], [-1, -1], [-1, -1]],
     ]
     assert packed["rows"].tolist() == [3, 1, 2]
+    # padded to the capacity and no further
+    assert pack(batch, [2, 3, 1], 3, pad_to=4)["input_ids"].tolist() == [[7, 8, 9], [5, 6, 4]]
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "opt"])

@@ -173,6 +173,14 @@ def test_a_prompt_that_is_too_long_is_one_prompt_however_many_samples(scripted):
     assert notes_of(store) == ["1 prompts do not fit the context of scripted: not asked, and left out."]
 
 
+def test_without_a_teacher_rows_that_have_no_answer_are_counted_too(tmp_path):
+    examples = [Example("one", "1"), Example("two"), Example("three", "3"), Example("four")]
+    teach.copy_texts(examples, tmp_path)
+    store = TeacherResponses(tmp_path)
+    assert [store.lengths(number) is not None for number in range(4)] == [True, False, True, False]
+    assert notes_of(store) == ["2 prompts have no answer of their own: left out."]
+
+
 def test_a_batch_of_nothing_but_prompts_too_long_has_no_targets(tiny_teacher, tmp_path):
     store = asked(tiny_teacher, tmp_path, wanted("sampled"), [LONG, LONG, EXAMPLES[0]], batch_size=2)
     assert sources(store)[:2] == ["too long"] * 2 and store.lengths(0) is None

@@ -159,6 +159,22 @@ def test_padding_changes_nothing(store):
         assert (batch["labels"][b, length - 1 :] == IGNORED).all()
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_padding_asks_for_no_position_that_the_student_does_not_have(tmp_path, packing):
+    """GPT-Neo has as many positions as it has, and its rows may fill them: 18 is no multiple of 8."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    kinds = {"attention_types": [[["global"], 1]], "num_layers": 1, "num_heads": 2}
+    config = GPTNeoConfig(vocab_size=V, max_position_embeddings=18, hidden_size=32, **kinds)
+    ids = np.random.default_rng(0).integers(0, V, (8, 18)).astype(np.int32)
+    rows = [TokenRow(number, 18, 4, given_T=row) for number, row in enumerate(ids)]
+    plan = plan_batches([18] * 8, batch_size=8, seed=0, epochs=1, max_steps=1)
+    training = Training(batch_size=8, bf16=False, max_length=18, packing=packing)
+    how = {"seed": 0, "pad_id": 0, "folder": tmp_path, "label": "test"}
+    curve = train(GPTNeoForCausalLM(config), rows, Text(kind="text"), training, plan, **how).curve
+    assert 0 < curve[0]["loss_nats"] < 10
+
+
 def test_targets_beyond_the_students_vocabulary_go_to_the_tail(store):
     row = rows_of(store)[0]
     whole, cut = (collate([row], pad_id=0, prompt_weight=1.0, target_vocab=v)["token_ids"] for v in (V, 20))

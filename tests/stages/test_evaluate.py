@@ -1,8 +1,11 @@
-"""A teacher that reads fewer tokens than its student is trained on: both are scored on what both can read."""
+"""evaluate: every model is scored on the same tokens."""
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_teacher_and_student_are_compared_on_what_both_can_read(run_cli, tmp_path, tiny_teacher, tiny_run_arguments):
     (tmp_path / "rows.jsonl").write_text(
         "".join(
