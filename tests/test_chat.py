@@ -354,11 +354,3 @@ def test_weights_that_are_missing_are_named(refused, cycling, tmp_path):
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(cycling / "gguf" / "model-q8_0.gguf", tmp_path / "gguf" / name)
     assert "gguf holds 2 .gguf files; name one of them" in refused("gguf")
-
-
-def test_help_is_fast_and_loads_nothing_heavy():
-    code = "import sys\ntry:\n    from distill import chat; chat.main(['--help'])\nfinally:\n    print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli_environment())
-    assert ran.returncode == 0, ran.stderr
-    assert "--package NAME" in ran.stdout
-    assert not {"torch", "transformers", "numpy", "hydra"} & set(ran.stdout.splitlines()[-1].split())
