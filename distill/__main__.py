@@ -6,7 +6,6 @@ Hydra then runs the one job, or every job of a sweep. torch is imported by the p
 
 import argparse
 import contextlib
-import datetime
 import os
 import shlex
 import sys
@@ -27,6 +26,7 @@ from distill._slurm_tasks import srun_task, submitted_task
 from distill.errors import DistillError, RecipeError, StageFailed
 from distill.progress import console, quiet_libraries
 from distill.recipe import Recipe, parse
+from distill.record import log
 
 NUM_TRACEBACK_LINES = 12
 """Kept in the logbook; the end of a traceback says what happened."""
@@ -267,18 +267,18 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
         processes.share({"overrides": list(composed.overrides), "folder": str(run_folder.resolve())})
         _run_pipeline(recipe, run_folder, composed.dropped)
     except KeyboardInterrupt as stop:
-        _note(run_folder, f"{_interrupted(stop)[1]} The same command goes on.")
+        log(run_folder, f"{_interrupted(stop)[1]} The same command goes on.")
         raise
     except DistillError as error:
         _say_error(str(error))
-        _note(run_folder, f"Stopped: {error}")
+        log(run_folder, f"Stopped: {error}")
         if debugging():
             traceback.print_exception(error)
         return _portable(error, run_folder)
     except Exception as error:
         if known := _submitting.explained(error):
             _say_error(str(known))
-            _note(run_folder, f"Stopped: {known}")
+            log(run_folder, f"Stopped: {known}")
             return _portable(known, run_folder)
         return _unforeseen(error, run_folder, typed)
     report = run_folder / "report.html"
@@ -303,7 +303,7 @@ def _portable(error: DistillError, run_folder: Path) -> DistillError:
 def _say_failure(run_folder: Path, message: str) -> None:
     """Another process failed while this one waits in a collective for ever."""
     _say_error(message)
-    _note(run_folder, f"Stopped: {message}")
+    log(run_folder, f"Stopped: {message}")
 
 
 def _run_pipeline(recipe: Recipe, run_folder: Path, notes: Sequence[str]) -> None:
@@ -318,7 +318,7 @@ def _run_pipeline(recipe: Recipe, run_folder: Path, notes: Sequence[str]) -> Non
 def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> DistillError:
     """A fault that nobody foresaw: one line here, the end of its traceback in the logbook."""
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-NUM_TRACEBACK_LINES:]
-    _note(run_folder, "Stopped by an unforeseen error:\n\n" + "\n".join(f"    {line}" for line in lines))
+    log(run_folder, "Stopped by an unforeseen error:\n\n" + "\n".join(f"    {line}" for line in lines))
     message = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {message[0] if message else 'no message'}"
     _say_error(said)
@@ -326,13 +326,6 @@ def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> Distill
     if debugging():
         traceback.print_exception(error)
     return _portable(StageFailed(said), run_folder)
-
-
-def _note(run_folder: Path, text: str) -> None:
-    """Appends a line to the logbook as RunRecord.log does; a run may stop before it has a record."""
-    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    with (run_folder / "logbook.md").open("a", encoding="utf-8") as logbook:
-        logbook.write(f"* {now} {text}\n")
 
 
 def _shown(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.artifact import locked
+from distill.checkpoint import weight_bytes
 from distill.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _made(source: Path, target: Path) -> Path:
         name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         weight_map |= dict.fromkeys(_convert(shard, scratch / name), name)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": _bytes_of(scratch)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": weight_bytes(scratch)}, "weight_map": weight_map}
         (scratch / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     for file in source.iterdir():
         if file.is_file() and file.suffix != ".bin" and file.name != INDEX:
@@ -65,10 +66,6 @@ def _shards(source: Path) -> list[Path]:
             f"{'is' if len(missing) == 1 else 'are'} missing. Download the checkpoint again, or name another."
         )
     return [source / name for name in names]
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _convert(shard: Path, target: Path) -> list[str]:

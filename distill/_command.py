@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""All control characters but tab and newline; embeddings, overrides and isolates of direction; lone surrogates."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,13 +67,17 @@ def debugging() -> bool:
 
 
 def visible(text: str) -> str:
-    """`text` with what a terminal would obey, not show, written out: a file may hold escape sequences."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """`visible_lines`, with tabs and the ends of lines written out too: one line."""
+    return visible_lines(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
 def visible_lines(text: str) -> str:
-    """`visible`, with the ends of lines as they are."""
-    return "\n".join(visible(line) for line in text.split("\n"))
+    """`text` with what steers a terminal written out: a file, or a model's answer, may hold escape sequences.
+
+    What letters are joined with (Persian, emoji) stays; the marks that reverse the order of text do not, as they make a
+    line read otherwise than it is.
+    """
+    return _STEERS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def output(pipe_width: int, *, soft_wrap: bool = False) -> "Console":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.alignment import common_length
 from distill.encoding import encode_prompt, encode_response, load_tokenizer
 from distill.errors import RecipeError
 from distill.example import Example, Examples
@@ -74,12 +75,8 @@ def around_an_answer(tokenizer: Any) -> tuple[str, str] | None:
     if not found:
         return None
     # a prompt that was told to end with the assistant's mark, and changed, has one: what else stands there is a style
-    missing = "" if begins != open_ended else before[_num_shared(before, begins) :]
+    missing = "" if begins != open_ended else before[common_length(before, begins) :]
     return missing.strip(), after.strip()
-
-
-def _num_shared(one: str, other: str) -> int:
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _says_every_turn(name: str, tokenizer: Any, row: Example) -> None:

@@ -1,7 +1,6 @@
 """explain(): Hydra's own errors in our words: what was found, the nearest valid names, all of them if few."""
 
 import contextlib
-import difflib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from distill import shipped
-from distill.errors import RecipeError
+from distill.errors import RecipeError, did_you_mean
 from distill.recipe import GROUPS, takes
 
 FEW = 12
@@ -30,9 +29,8 @@ def explain(typed: Sequence[str]) -> Iterator[None]:
 
 def nearest(name: str, valid: Sequence[str]) -> str:
     """ "did you mean x? there are: x, y, z." for a name that is none of `valid`."""
-    near = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    question = f"did you mean {' or '.join(near)}? " if near else ""
-    listed = f"there are: {', '.join(valid)}." if valid and (len(valid) <= FEW or not near) else ""
+    question = did_you_mean(name, valid, 3)
+    listed = f"there are: {', '.join(valid)}." if valid and (len(valid) <= FEW or not question) else ""
     return (question + listed).strip() or "there are none."
 
 

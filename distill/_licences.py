@@ -4,7 +4,6 @@ Facts from `distill.family.licence` with their source, and not legal advice.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from distill.checkpoint import BUNDLED
 from distill.data.known import data_set
-from distill.errors import RecipeError
+from distill.errors import RecipeError, did_you_mean
 from distill.family.inferred import terms_of_copy, terms_served
 from distill.family.known import published
 from distill.family.licence import TERMS, Terms, terms_at, terms_called, terms_of_folder
@@ -109,8 +108,7 @@ def check_licences(recipe: Recipe) -> None:
         return
     for name in recipe.licence.accept:
         if name not in TERMS:
-            near = difflib.get_close_matches(name, TERMS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, TERMS)
             raise RecipeError(
                 f"licence.accept names {name!r}, which is no licence here; {hint}there are: {', '.join(TERMS)}."
             )

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from distill._hydra import Composed
+from distill.artifact import write_whole
 from distill.recipe import GROUPS
 
 HEADER = "# @package _global_\n# as it was composed and run; python -m distill recipe=<this file> runs it again\n"
@@ -20,10 +21,7 @@ def write_recipe(composed: Composed, path: Path) -> None:
         **{key: _escaped(value) for key, value in body.items() if key not in GROUPS or value},
     }
     # OmegaConf's writer, not PyYAML's: both have to agree that the text "1e-3" needs quotes
-    text = HEADER + OmegaConf.to_yaml(OmegaConf.create(recipe, flags={"allow_objects": False}))
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, HEADER + OmegaConf.to_yaml(OmegaConf.create(recipe, flags={"allow_objects": False})))
 
 
 def _without_kinds(body: Any) -> Any:

@@ -121,8 +121,5 @@ class Teachers:
             is_folder = teacher.kind == "vllm" and Path(teacher.model).is_dir()
             return identity(teacher) | (self.workspace.weights(teacher=teacher) if is_folder else {})
         inputs = self.workspace.weights(teacher=teacher) if teacher.kind == "hf" else {}
-        return inputs | (self.workspace.weights(student=self.recipe.student) if self._averages_the_head else {})
-
-    @property
-    def _averages_the_head(self) -> bool:
-        return self.wanted.kind == "frozen_head"
+        averages_the_head = self.wanted.kind == "frozen_head"
+        return inputs | (self.workspace.weights(student=self.recipe.student) if averages_the_head else {})

@@ -112,8 +112,8 @@ class TokenBytes:
         said, whole = b"".join(pieces), text.encode()
         before = max(0, _num_blanks(said) - _num_blanks(whole))
         said = said[before:]
-        first = _whole_characters(whole[: _common_length(said, whole)])
-        last = _common_length(said[first:][::-1], whole[first:][::-1])
+        first = _whole_characters(whole[: common_length(said, whole)])
+        last = common_length(said[first:][::-1], whole[first:][::-1])
         last = _whole_characters(whole[len(whole) - last :])
         ends_N, longer = _ends(pieces) - before, len(whole) - len(said)
         same = ends_N <= first
@@ -132,8 +132,8 @@ def _ends(pieces: Sequence[bytes]) -> np.ndarray:
     return np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
 
 
-def _common_length(a: bytes, b: bytes) -> int:
-    """How many bytes `a` and `b` have in common from their beginning."""
+def common_length(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many bytes, or characters, `a` and `b` have in common from their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from distill._command import Parser, run_and_exit
-from distill.errors import DataError, DistillError, RecipeError
+from distill._command import Parser, run_and_exit, visible_lines
+from distill.errors import DataError, RecipeError
 from distill.progress import console
 
 if TYPE_CHECKING:
@@ -31,21 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from distill.runtime.speaking import printable
-
-    try:
-        return _chat(args)
-    except DistillError as error:
-        # a recipe, a template or a file's name may hold what steers a terminal
-        raise type(error)(printable(str(error))) from None
-
-
-def _chat(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from distill._chat_dialogue import Lines
     from distill._chat_models import found_in
-    from distill.runtime.speaking import printable
 
     found = found_in(args.folder)
     models, lines = found.chosen(args.package), Lines(found.recipe)
@@ -57,7 +46,7 @@ def _chat(args: argparse.Namespace) -> int:
         for model in models:
             if model.warning:
                 _say(model.warning, style="red")
-            with console().status(escape(printable(f"loads {model.name}"))):
+            with console().status(escape(visible_lines(f"loads {model.name}"))):
                 dialogues.append(_dialogue(model, args, found, lines, interactive=interactive))
             opened.callback(dialogues[-1].speaker.close)
             _warn(dialogues[-1])
@@ -163,8 +152,6 @@ def _about(said: "Said") -> str:
 
 def _answer_all(dialogues: Sequence["Dialogue"], lines: "Lines", *, as_json: bool) -> int:
     """Standard input, a question a line; answers alone on standard output, a blank line between questions."""
-    from distill.runtime.speaking import printable
-
     for block, (number, line) in enumerate(_questions()):
         where = f"standard input, line {number}"
         prompt, answers = lines.prompt(line, where), {}
@@ -184,7 +171,7 @@ def _answer_all(dialogues: Sequence["Dialogue"], lines: "Lines", *, as_json: boo
             print(json.dumps({"question": line, "answers": answers}), flush=True)
             continue
         named = [f"{name}:\n{text}" if len(answers) > 1 else text for name, text in answers.items()]
-        print(("\n" if block else "") + "\n".join(printable(text) for text in named), flush=True)
+        print(("\n" if block else "") + "\n".join(visible_lines(text) for text in named), flush=True)
     return 0
 
 
@@ -200,16 +187,12 @@ def _questions() -> Iterator[tuple[int, str]]:
 
 
 def _show(text: str) -> None:
-    from distill.runtime.speaking import printable
-
-    sys.stdout.write(printable(text))
+    sys.stdout.write(visible_lines(text))
     sys.stdout.flush()
 
 
 def _say(text: str, style: str = "") -> None:
-    from distill.runtime.speaking import printable
-
-    console().print(printable(text), style=style, markup=False, emoji=False)
+    console().print(visible_lines(text), style=style, markup=False, emoji=False)
 
 
 def _arguments(typed: list[str] | None) -> argparse.Namespace:

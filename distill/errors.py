@@ -8,6 +8,9 @@ DistillError                    exit code 1 unless a child says otherwise
     └── VerificationFailed      1  a package does not say what its student says
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class DistillError(Exception):
     """Base of every error that is meant for the user: shown without a stack trace."""
@@ -35,3 +38,9 @@ class StageFailed(DistillError, RuntimeError):
 
 class VerificationFailed(StageFailed):
     """A package was made, but does not load or does not say what its student says."""
+
+
+def did_you_mean(name: str, valid: Iterable[str], most: int = 1) -> str:
+    """ "did you mean x or y? " for a name that is nearly one of `valid`, `most` of them at most; else empty."""
+    near = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}? " if near else ""

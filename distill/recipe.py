@@ -1,7 +1,6 @@
 """Recipe and parse(): the only door from YAML to types. Nothing heavier than pydantic is imported here."""
 
 import dataclasses
-import difflib
 import json
 import re
 import typing
@@ -15,7 +14,7 @@ from distill import shipped
 from distill.adapter import Adapter
 from distill.compression import Compression
 from distill.data import Data
-from distill.errors import RecipeError
+from distill.errors import RecipeError, did_you_mean
 from distill.evaluation import Evaluation
 from distill.hardware import hardware_of
 from distill.loss import Loss
@@ -263,23 +262,20 @@ def _describe(problem: Mapping[str, Any], recipe: str) -> str:
     key, found, kind = ".".join(where) or "recipe", problem["input"], problem["type"]
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         known = sorted(_keys_beside(problem["loc"]))
-        near = difflib.get_close_matches(where[-1], known, n=2, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(where[-1], known, 2)
         keys = [k for k in known if k != "kind"]
         return f"{key}: no such key; {hint}" + (f"there are: {', '.join(keys)}." if keys else "this option has none.")
     if kind in {"missing", "missing_argument"}:
         return f"{key}: is needed; give {key}={_wanted(key, recipe)}"
     if kind == "union_tag_invalid":
         valid = sorted(options_of(where[0]))
-        near = difflib.get_close_matches(str(found.get("kind")), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(str(found.get("kind")), valid)
         return f"{key}: no option {found.get('kind')!r}; {hint}there are: {', '.join(valid)}."
     if kind == "list_type":
         one = isinstance(found, str | int | float)
         return f"{key}={found!r}: a list is needed" + (f"; write {key}=[{found}]." if one else ".")
     if kind == "literal_error" and isinstance(found, str):
-        near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
         return f"{key}={found!r}: {hint}there are: {problem['ctx']['expected']}."
     message = problem["msg"].removeprefix("Value error, ")
     if kind in {"value_error", "dataclass_type"}:

@@ -8,12 +8,11 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill.hardware import num_cores, told_by_driver
+from distill.hardware import num_cores, this_cpu, told_by_driver
 from distill.run_folder import hide_secrets_in_command
 
 PACKAGES = (
@@ -62,12 +61,17 @@ class RunRecord:
 
     def log(self, words: str) -> None:
         """One line in the logbook."""
-        with (self.run / "logbook.md").open("a", encoding="utf-8") as file:
-            file.write(f"* {_now()} {words}\n")
+        log(self.run, words)
 
     def _append(self, event: dict[str, Any]) -> None:
         with (self.run / "record.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
+
+
+def log(run: Path, words: str) -> None:
+    """One line in the logbook of `run`, which may have no record yet."""
+    with (run / "logbook.md").open("a", encoding="utf-8") as file:
+        file.write(f"* {_now()} {words}\n")
 
 
 def hardware() -> dict[str, Any]:
@@ -77,7 +81,7 @@ def hardware() -> dict[str, Any]:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = this_cpu().memory_bytes / 2**30
     return {"cpu": model, "cores": num_cores(), "memory_gib": round(memory, 1), "gpu": gpu_name()}
 
 
@@ -119,4 +123,4 @@ def _git() -> str | None:
 
 
 def _now() -> str:
-    return datetime.datetime.fromtimestamp(time.time()).astimezone().isoformat(timespec="seconds")
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,23 @@ def run_cli(tmp_path):
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+def typed_in(
+    main: Callable[[list[str]], None], folder: Path, capsys, monkeypatch, *, columns: int
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command `main` in `folder` and in this process: arguments → (exit code, standard output and error)."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return ended.value.code, said.out, said.err  # type: ignore[return-value]
 
     return run
 

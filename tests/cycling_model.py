@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tests.small_models import byte_tokenizer
+
 TEXT = "a😀b\x1b[31mé\n"
 """What it says. All bytes differ; characters of one, two and four of them, and one that would colour a terminal red."""
 POSITIONS = 65536
@@ -15,15 +17,9 @@ def make_cycling_model(folder: Path, num_layers: int = 1) -> Path:
     time, though: a model of 8 says a few hundred tokens a second.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*alphabet, "zz"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("z", "z")]))  # llama.cpp wants one merge at least
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END])
+    tokenizer = byte_tokenizer(END)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
     fast.save_pretrained(folder)
     config = LlamaConfig(

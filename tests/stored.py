@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from distill import store
 from distill._store_writer import StoreWriter
@@ -16,6 +15,7 @@ from distill.targets.frozen_head import FrozenHeadTargets
 from distill.targets.next_token import NextTokenTargets
 from distill.targets.sampled import SampledTargets
 from distill.targets.top_k import TopKTargets
+from tests.conftest import typed_in
 
 VOCAB = 8
 HEADER = Header(
@@ -84,18 +84,7 @@ def add_artifact(all_artifacts: Path, kind: str, name: int) -> Path:
 
 
 def command_in(folder: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in `folder` and returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(folder)
     monkeypatch.delenv("DISTILL_STORE", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
     # thousands of small batches would each wait for the disk
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            store.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return ended.value.code, said.out, said.err  # type: ignore[return-value]
-
-    return run
+    return typed_in(store.main, folder, capsys, monkeypatch, columns=200)

@@ -1,6 +1,5 @@
 """Byte offsets of real tokenizers, against prefixes that they decode themselves and ends written by hand."""
 
-import json
 from functools import cache
 
 import numpy as np
@@ -10,6 +9,7 @@ from distill.alignment import TokenBytes, common_spans
 from distill.encoding import encode_response, load_tokenizer, train_tokenizer
 from distill.responses import Row
 from distill.targets.next_token import NextTokenTargets
+from tests.small_models import gpt2_tokenizer
 
 TEXTS = [
     "Once upon a time, there was a little girl named Lily.",
@@ -27,17 +27,7 @@ TEXTS = [
 ]
 
 
-@cache
-def gpt2(shared_data):
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    folder = shared_data / "tokenizer_gpt2"
-    merges = [tuple(line.split()) for line in (folder / "vocab.bpe").read_text("utf-8").splitlines()[1:]]
-    bpe = ByteLevelBPETokenizer(json.loads((folder / "encoder.json").read_text("utf-8")), merges)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", clean_up_tokenization_spaces=False
-    )
+gpt2 = cache(gpt2_tokenizer)
 
 
 @cache

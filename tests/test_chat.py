@@ -133,7 +133,7 @@ def test_a_package_that_failed_is_never_the_default_and_named_with_a_warning(fin
     assert found_in(copied).default == "student"
     done = ask(tmp_path, copied, "--package", "gguf_q8_0", "--max-new-tokens", "3", questions="How many?")
     assert done.returncode == 0 and done.stdout
-    assert done.stderr.startswith("gguf_q8_0 did not pass verification: it says ␛[31msomething else\n")
+    assert done.stderr.startswith("gguf_q8_0 did not pass verification: it says \\x1b[31msomething else\n")
     assert "gguf_q8_0: 3 tokens" in done.stderr and "cut: --max-new-tokens" in done.stderr
 
 
@@ -183,7 +183,7 @@ def cycling(tmp_path_factory) -> Path:
 
 
 CTRL_C, CTRL_D, PROMPT = "\x03", "\x04", "> "
-SHOWN = TEXT.replace("\x1b", "␛")
+SHOWN = TEXT.replace("\x1b", r"\x1b")
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_an_error_steers_no_terminal_either(refused, tmp_path):
     write_recipe(compose(["recipe=quickstart"]), tmp_path / "run" / "recipe.yaml")
     start = {"event": "start", "command": "python -m distill \x1b]0;title\x07"}
     (tmp_path / "run" / "record.jsonl").write_text(json.dumps(start) + "\n")
-    assert "python -m distill ␛]0;title␇" in refused("run")
+    assert r"python -m distill \x1b]0;title\x07" in refused("run")
 
 
 def test_a_runtime_that_is_not_installed_is_named(refused, cycling, monkeypatch):
@@ -329,7 +329,7 @@ def test_the_line_while_a_model_loads_steers_no_terminal(refused, monkeypatch, t
     (tmp_path / "ev\x1b]0;pwn\x07il").mkdir()
     (tmp_path / "ev\x1b]0;pwn\x07il" / "config.json").write_text("{}")
     refused("ev\x1b]0;pwn\x07il")
-    assert shown == ["loads ev␛]0;pwn␇il"]
+    assert shown == [r"loads ev\x1b]0;pwn\x07il"]
 
 
 def test_weights_that_are_cut_off_are_named(refused, tmp_path):
@@ -354,11 +354,3 @@ def test_weights_that_are_missing_are_named(refused, cycling, tmp_path):
     for name in ("a.gguf", "b.gguf"):
         shutil.copy(cycling / "gguf" / "model-q8_0.gguf", tmp_path / "gguf" / name)
     assert "gguf holds 2 .gguf files; name one of them" in refused("gguf")
-
-
-def test_help_is_fast_and_loads_nothing_heavy():
-    code = "import sys\ntry:\n    from distill import chat; chat.main(['--help'])\nfinally:\n    print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli_environment())
-    assert ran.returncode == 0, ran.stderr
-    assert "--package NAME" in ran.stdout
-    assert not {"torch", "transformers", "numpy", "hydra"} & set(ran.stdout.splitlines()[-1].split())

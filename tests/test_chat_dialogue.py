@@ -55,7 +55,7 @@ def test_a_line_becomes_the_prompt_of_a_row_with_that_text(typed, row, line, tmp
     assert Lines(recipe).prompt(line, "here") == example.prompt
 
 
-def test_text_is_gone_on_with(tmp_path):
+def test_text_is_gone_on_with():
     lines = Lines(recipe_of("data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data"))
     assert lines.is_text and lines.prompt("Once upon", "here") == "Once upon"
 

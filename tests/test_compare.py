@@ -4,32 +4,20 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from distill import compare
 from tests.comparing.made_runs import edit, make_run, sweep
-from tests.conftest import cli_environment
+from tests.conftest import cli_environment, typed_in
 
 RESULTS = {"jsd": {0: 0.80, 1: 0.84}, "forward_kl": {0: 0.79, 1: 0.81}}
 
 
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch):
-    """Runs the command in `tmp_path` and returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            compare.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return ended.value.code, said.out, said.err  # type: ignore[return-value]
-
-    return run
+    return typed_in(compare.main, tmp_path, capsys, monkeypatch, columns=80)
 
 
 def test_a_sweep_is_a_table_of_80_columns_a_verdict_and_a_page(command, tmp_path):
@@ -180,18 +168,6 @@ def test_a_wrong_argument_is_a_short_message_and_exit_code_2(command, tmp_path, 
     assert words in error and error.count("\n") <= 6
     assert (tmp_path / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "compare.html").exists()
-
-
-def test_help_is_fast_and_loads_nothing_heavy():
-    code = (
-        "import sys\ntry:\n    from distill import compare; compare.main(['--help'])\nfinally:\n    print(*sys.modules)"
-    )
-    started = time.monotonic()
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=cli_environment())
-    assert time.monotonic() - started < 5
-    assert ran.returncode == 0, ran.stderr
-    assert "RUN_OR_FOLDER" in ran.stdout
-    assert not {"torch", "transformers", "numpy", "pydantic"} & set(ran.stdout.splitlines()[-1].split())
 
 
 def test_a_comparison_loads_no_models(tmp_path):

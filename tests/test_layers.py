@@ -86,7 +86,7 @@ def modules():
             yield file, parts[0]
 
 
-def imported(file, *, runtime_only=True):
+def imported(file):
     tree = ast.parse(file.read_text())
     typing_only = {
         node

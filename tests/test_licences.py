@@ -118,7 +118,7 @@ def test_a_folder_is_judged_by_its_card_or_by_its_name(tmp_path):
     assert verdict(recipe(str(mirrored))).teachers[0].terms is TERMS["opt-175b"]
 
 
-def test_bundled_checkpoints_are_ours(tmp_path):
+def test_bundled_checkpoints_are_ours():
     said = verdict(recipe("bundled:quickstart_teacher"))
     assert said.level == "ok" and notes(recipe("bundled:quickstart_teacher")) == []
     assert "teacher.model=bundled:quickstart_teacher is under the Apache License 2.0" in said.sentences[0]

@@ -20,6 +20,7 @@ from distill.errors import RecipeError
 from distill.family.known import published
 from distill.recipe import parse
 from tests.conftest import ROOT, cli_environment
+from tests.small_models import gpt2_tokenizer
 
 FILES = {file.stem: file for file in sorted((ROOT / "recipes").glob("*.yaml"))}
 TO_FILL_IN = {"customer_service": ["teacher.model=org/teacher"]}
@@ -346,17 +347,6 @@ class TestOwnFolder:
 AMHARIC = "ሰላም ለዓለም። የአዲስ አበባ ዜና፦ “ዝናብ” 40% ጨምሯል።"
 
 
-def byte_level(shared_data):
-    """GPT-2's BPE over bytes, of the kind of Qwen's."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    folder = shared_data / "tokenizer_gpt2"
-    merges = [tuple(line.split()) for line in (folder / "vocab.bpe").read_text("utf-8").splitlines()[1:]]
-    bpe = ByteLevelBPETokenizer(json.loads((folder / "encoder.json").read_text("utf-8")), merges)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
-
-
 def byte_fallback(shared_data):
     """A Llama's SentencePiece of 512 pieces."""
     from distill.encoding import load_tokenizer
@@ -364,7 +354,7 @@ def byte_fallback(shared_data):
     return load_tokenizer(shared_data / "stories260k")
 
 
-@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+@pytest.mark.parametrize("kind", [gpt2_tokenizer, byte_fallback])
 def test_any_letter_of_the_news_can_be_written_back(shared_data, kind):
     from distill.encoding import decode_response, encode_response
 

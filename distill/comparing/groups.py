@@ -43,6 +43,18 @@ class Entry:
         """The score called `name` over the seeds that have it."""
         return spread((model.scores or {}).get(name) for _, model in self.made)
 
+    def cell(self, score: Score) -> tuple[str, str]:
+        """(mean, lowest to highest where there are several seeds); empty for a teacher's agreement with itself."""
+        if score.is_of_itself(self.kind):
+            return "", ""
+        found = self.score(score.name)
+        return score.show(mean_of(found)), found.range(score) if found else ""
+
+    def num_seeds(self, name: str) -> int | None:
+        """Seeds that have the score called `name`; None where none has it, and for a teacher, which has no seed."""
+        found = self.score(name)
+        return found.num_seeds if found and self.kind != "teacher" else None
+
     def speed(self, name: str) -> Spread | None:
         """Tokens per second, `name` being decode or prefill."""
         return spread((model.speed or {}).get(f"{name}_tokens_per_second") for _, model in self.made)
@@ -123,6 +135,15 @@ class Group:
         return scores_of(models, self.task)
 
     @property
+    def has_ranges(self) -> bool:
+        """Whether any model has the task's score for several seeds."""
+        return any((found := entry.score(self.task)) and found.num_seeds > 1 for entry in self.entries)
+
+    @property
+    def has_proofs(self) -> bool:
+        return any(entry.verified is not None for entry in self.entries)
+
+    @property
     def num_rows(self) -> int | None:
         """Evaluation rows that the task's score is over; None where runs do not say so alike."""
         told = {(model.scored_rows or {}).get(self.task) for entry in self.entries for _, model in entry.made}
@@ -164,6 +185,11 @@ def spread(values: Iterable[object]) -> Spread | None:
     """Mean, lowest and highest of the finite numbers among `values`; None without one."""
     finite = [float(value) for value in values if is_finite(value)]
     return Spread(sum(finite) / len(finite), min(finite), max(finite), len(finite)) if finite else None
+
+
+def mean_of(found: Spread | None) -> float | None:
+    """The mean; None of nothing."""
+    return found.mean if found else None
 
 
 def letter(place: int) -> str:

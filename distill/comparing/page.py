@@ -8,12 +8,11 @@ from urllib.parse import quote
 
 from distill.artifact import write_whole
 from distill.comparing.facts import APART, judged_line, left_out_lines, notes, title_of
-from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
+from distill.comparing.groups import Entry, Group, RecipeRuns, mean_of
 from distill.comparing.runs import LeftOut, ScoredRun
 from distill.comparing.verdict import MEANING, as_models, described, headlines, telling, value_of, verdicts
 from distill.errors import RecipeError
 from distill.stages._figure import NUM_SERIES, curves, loss_svg, pareto_front, quality_svg
-from distill.stages._number import Score
 from distill.stages._page import pair, render
 
 OURS = '<meta name="generator" content="distill.compare">'
@@ -59,8 +58,8 @@ def _group(group: Group, groups: Sequence[Group], number: int, page: Path) -> di
         "judged": judged_line(group, groups),
         "headlines": headlines(group),
         "recipes": [_recipe(recipe, place, group) for place, recipe in enumerate(group.recipes)],
-        "has_ranges": any((s := e.score(group.task)) and s.num_seeds > 1 for e in group.entries),
-        "has_proofs": any(entry.verified is not None for entry in group.entries),
+        "has_ranges": group.has_ranges,
+        "has_proofs": group.has_proofs,
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if any(e.kind == k for e in group.entries)],
         "quality": pair(quality_svg, _points(group), group.task, name=f"quality-{number}"),
         "losses": pair(loss_svg, losses, name=f"loss-{number}", series=series),
@@ -117,25 +116,17 @@ def _losses(group: Group) -> list[dict[str, Any]]:
 
 
 def _row(entry: Entry, word: str, group: Group) -> dict[str, Any]:
-    teachers_own = {"kl_to_teacher_nats", "top1_agreement"} if entry.kind == "teacher" else set()
-    cells = [("", "") if s.name in teachers_own else _cell(entry.score(s.name), s) for s in group.scores]
-    size, decode, found = entry.bytes, entry.speed("decode"), entry.score(group.task)
     return {
         "recipes": entry.recipes,
         "name": entry.name,
         "kind": entry.kind,
         "word": word,
-        "cells": cells,
-        "seeds": found.num_seeds if found and entry.kind != "teacher" else "",
-        "bytes": size.mean if size else None,
-        "decode": decode.mean if decode else None,
+        "cells": [entry.cell(score) for score in group.scores],
+        "seeds": entry.num_seeds(group.task) or "",
+        "bytes": mean_of(entry.bytes),
+        "decode": mean_of(entry.speed("decode")),
         "verified": entry.verified,
     }
-
-
-def _cell(found: Spread | None, score: Score) -> tuple[str, str]:
-    """(mean, lowest to highest where there are several seeds)"""
-    return score.show(found.mean if found else None), found.range(score) if found else ""
 
 
 def _run(run: ScoredRun, recipe: RecipeRuns, page: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distill._command import visible, visible_lines
-from distill.comparing.groups import Entry, Group
+from distill.comparing.groups import Entry, Group, mean_of
 from distill.comparing.verdict import verdicts
 from distill.stages._number import Score, digits, size
 
@@ -58,12 +58,15 @@ def _names(lettered: bool) -> list[Column]:
 def _figures(group: Group, width: int) -> list[Column]:
     others = [score for score in group.scores if score.name != group.task]
     others = [score for score in others if width >= NARROW or score.name == "kl_to_teacher_nats"]
-    columns: list[Column] = [(_head(group.score, width), _mean(group.score))]
-    if any((found := entry.score(group.task)) and found.num_seeds > 1 for entry in group.entries):
-        columns += [("range", _range(group.score)), ("seeds" if width >= NARROW else "n", _num_seeds(group.score))]
-    columns += [(_head(score, width), _mean(score)) for score in others]
-    columns += [("size", lambda entry: size(entry.bytes.mean if entry.bytes else None)), ("decode\ntok/s", _decode)]
-    if any(entry.verified is not None for entry in group.entries):
+    task = group.score
+    columns: list[Column] = [(_head(task, width), lambda entry: entry.cell(task)[0])]
+    if group.has_ranges:
+        columns.append(("range", lambda entry: entry.cell(task)[1]))
+        columns.append(("seeds" if width >= NARROW else "n", lambda entry: str(entry.num_seeds(task.name) or "")))
+    columns += [(_head(score, width), lambda entry, score=score: entry.cell(score)[0]) for score in others]
+    columns.append(("size", lambda entry: size(mean_of(entry.bytes))))
+    columns.append(("decode\ntok/s", lambda entry: digits(mean_of(entry.speed("decode")))))
+    if group.has_proofs:
         columns.append(("veri-\nfied", _proof))
     return columns
 
@@ -73,39 +76,6 @@ def _head(score: Score, width: int) -> str:
     if width >= NARROW:
         return f"{score.title}\n{score.unit}"
     return "\n".join([*textwrap.wrap(score.title, 8), score.unit.replace("/", "/\n")])
-
-
-def _mean(score: Score) -> Callable[[Entry], str]:
-    def cell(entry: Entry) -> str:
-        # the teacher's agreement with itself says nothing
-        if entry.kind == "teacher" and score.name in {"kl_to_teacher_nats", "top1_agreement"}:
-            return ""
-        found = entry.score(score.name)
-        return score.show(found.mean if found else None)
-
-    return cell
-
-
-def _range(score: Score) -> Callable[[Entry], str]:
-    def cell(entry: Entry) -> str:
-        found = entry.score(score.name)
-        return found.range(score) if found else ""
-
-    return cell
-
-
-def _num_seeds(score: Score) -> Callable[[Entry], str]:
-    def cell(entry: Entry) -> str:
-        found = entry.score(score.name)
-        # a teacher has no seed
-        return str(found.num_seeds) if found and entry.kind != "teacher" else ""
-
-    return cell
-
-
-def _decode(entry: Entry) -> str:
-    found = entry.speed("decode")
-    return digits(found.mean if found else None)
 
 
 def _proof(entry: Entry) -> "str | Text":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.comparing.groups import Entry, Group, RecipeRuns, Spread
+from distill.comparing.groups import Entry, Group, RecipeRuns, Spread, mean_of
 from distill.comparing.recipe_keys import Keys, differing, shown
 from distill.comparing.runs import ScoredRun
 from distill.stages._number import Score, is_finite, size
@@ -64,7 +64,7 @@ def as_models(entries: Sequence[Entry], task: str) -> list[dict[str, Any]]:
         {
             "name": entry.title,
             "kind": entry.kind,
-            "bytes": entry.bytes.mean if entry.bytes else None,
+            "bytes": mean_of(entry.bytes),
             "scores": {task: found.mean} if (found := entry.score(task)) else {},
             "verified": entry.verified,
         }
@@ -117,7 +117,7 @@ def value_of(recipe: RecipeRuns, key: str) -> str:
 
 def written(found: Spread | None, score: Score) -> str:
     """`84.9 % (82.8–87.3, 3 seeds)`, `84.9 %` for one seed."""
-    mean = f"{score.show(found.mean if found else None)} {score.unit}".rstrip()
+    mean = f"{score.show(mean_of(found))} {score.unit}".rstrip()
     if found is None or found.num_seeds == 1:
         return mean
     return f"{mean} ({found.range(score)}, {found.num_seeds} seeds)"
@@ -141,8 +141,7 @@ def _word(entry: Entry, best: Entry | None, group: Group) -> Word:
 
 
 def _shown(entry: Entry, group: Group) -> str:
-    found = entry.score(group.task)
-    return group.score.show(found.mean if found else None)
+    return group.score.show(mean_of(entry.score(group.task)))
 
 
 def _best_recipe(group: Group) -> str:

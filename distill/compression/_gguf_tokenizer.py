@@ -79,7 +79,7 @@ def gguf_tokenizer(folder: Path, vocab_size: int | None = None) -> GgufTokenizer
         model, pre, prefix = "llama", "default", _space_prefix(spec, template)
 
     tokens, types = _tokens_and_types(spec, vocab_size, byte_fallback=model == "llama")
-    ids = _special_ids(folder, settings, spec, tokens)
+    ids = _special_ids(folder, settings, tokens)
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in spec["model"]["merges"]]
     add_bos, add_eos = _adds_bos_eos(settings, spec, ids)
     return GgufTokenizer(
@@ -210,9 +210,7 @@ def _merge_scores(tokens: Sequence[str], pairs: Sequence[Sequence[str]]) -> list
     return [-float(rank.get(token, len(rank))) for token in tokens]
 
 
-def _special_ids(
-    folder: Path, settings: Mapping[str, Any], spec: Mapping[str, Any], tokens: Sequence[str]
-) -> dict[str, int]:
+def _special_ids(folder: Path, settings: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, int]:
     """Ids by the tokenizer's own word, else the model's; the end tokens are those that transformers obeys."""
     index = {text: number for number, text in enumerate(tokens)}
     config = {**_read(folder / "config.json"), **_read(folder / "generation_config.json")}

@@ -1,5 +1,7 @@
 """The output head of a causal language model, apart from the body, so that no full logits need to exist."""
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -138,14 +140,26 @@ def _low_rank(layer: Any) -> LowRank | None:
     return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]))
 
 
-def described_by(config: Mapping[str, Any]) -> Any:
-    """The causal language model that a config.json describes: shapes only, no weights are made."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def transformers_config(config: Mapping[str, Any]) -> Any:
+    """transformers' configuration of a config.json; nothing in it is run."""
+    from transformers import AutoConfig
 
-    values = {key: value for key, value in config.items() if key != "model_type"}
+    left_out = {"model_type", "quantization_config", "architectures", "transformers_version", "auto_map"}
+    return AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k not in left_out})
+
+
+def described_by(config: Mapping[str, Any]) -> Any:
+    """The causal language model that a config.json describes: shapes only, no weights; made once, and not to change."""
+    return _described(json.dumps(config))
+
+
+@functools.cache
+def _described(config: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+        return AutoModelForCausalLM.from_config(transformers_config(json.loads(config)))
 
 
 def head_facts(config: Mapping[str, Any]) -> tuple[str, bool]:

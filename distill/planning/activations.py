@@ -91,8 +91,8 @@ def _body(config: dict[str, Any], layers: int, how: Pass, *, trained: bool) -> I
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
+    from distill.family.head import transformers_config
     from distill.planning.live_bytes import LiveBytes
-    from distill.planning.model import transformers_config
 
     few = transformers_config(config)
     text = few.get_text_config()

@@ -1,13 +1,11 @@
 """Model: what a checkpoint's config.json says of its size, counted on a model without data. No weights are needed."""
 
-import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill.errors import RecipeError
-from distill.family.head import takes
+from distill.family.head import described_by, takes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -93,34 +91,22 @@ def model_of(name: str, config: dict[str, Any], stored: str, *, on_disk: bool) -
     Raises:
         RecipeError: transformers has no such architecture, or its config.json does not describe a model.
     """
-    return Model(name=name, config=config, stored=stored, on_disk=on_disk, **_counted(name, json.dumps(config)))
+    return Model(name=name, config=config, stored=stored, on_disk=on_disk, **_counted(name, config))
 
 
-def transformers_config(config: dict[str, Any]) -> Any:
-    """transformers' configuration of a config.json; nothing in it is run."""
-    from transformers import AutoConfig
-
-    left_out = {"model_type", "quantization_config", "architectures", "transformers_version", "auto_map"}
-    return AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k not in left_out})
-
-
-@functools.cache
-def _counted(name: str, config: str) -> dict[str, Any]:
+def _counted(name: str, config: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     try:
-        made = transformers_config(json.loads(config))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(made)
+        model = described_by(config)
     except (KeyError, ValueError, TypeError) as error:
         said = str(error).splitlines()[0][:200]
         raise RecipeError(
             f"{name}: its config.json is of no causal language model that transformers can build ({said}). "
             "A plan counts parameters on it; choose another checkpoint."
         ) from None
-    text = made.get_text_config()
+    text = model.config.get_text_config()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     blocks = [m for m in model.modules() if type(m).__name__ in set(model._no_split_modules or ())]
     head_name = next(name for name, m in model.named_modules() if m is model.get_output_embeddings())

@@ -3,7 +3,7 @@
 Prompts are the token ids with which a run is evaluated (`distill.encoding`), greedy answers those of `generate`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -200,28 +200,6 @@ class WholeCharacters:
         added = whole[self.length :]
         self.length = max(self.length, len(whole))
         return added
-
-
-def printable(text: str) -> str:
-    """`text` without anything that steers a terminal; such characters are shown: escape as ␛.
-
-    Kept are newlines, tabs and what letters are joined with (Persian, emoji); the marks that reverse the order of text
-    are not, as they make a line read otherwise than it is.
-    """
-    return text.translate(_SHOWN)
-
-
-def _table(codes: Iterable[int]) -> dict[int, str]:
-    return dict.fromkeys(codes, "\ufffd")
-
-
-_SHOWN: Mapping[int, str] = {
-    **_table(range(0x80, 0xA0)),
-    **_table([*range(0x202A, 0x202F), *range(0x2066, 0x206A)]),
-    **_table(range(0xD800, 0xE000)),
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: "\u2421",
-}
 
 
 def _chosen(logits_1V: "torch.Tensor", temperature: float, draws: Any) -> "torch.Tensor":

@@ -9,7 +9,7 @@ from typing import Any
 from distill._licences import Verdict, accepted, verdict
 from distill.family.licence import Terms
 from distill.run_folder import RunFolder
-from distill.stages._number import MISSING, digits, scores_of, size
+from distill.stages._number import digits, scores_of, size
 from distill.stages._rehearsed import banner
 
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst)$")
@@ -163,11 +163,8 @@ def _rehearsed(loading: Mapping[str, Any], name: str) -> str:
 
 
 def _row(model: Mapping[str, Any], columns: list[Any]) -> list[str]:
-    values = model.get("scores") or {}
     speed = (model.get("speed") or {}).get("decode_tokens_per_second")
-    itself = {"kl_to_teacher_nats", "top1_agreement"} if model.get("kind") == "teacher" else set()
-    cells = [MISSING if column.name in itself else column.show(values.get(column.name)) for column in columns]
-    return [str(model["name"]), *cells, size(model.get("bytes")), digits(speed)]
+    return [str(model["name"]), *(column.cell(model) for column in columns), size(model.get("bytes")), digits(speed)]
 
 
 def _teacher(recipe: Mapping[str, Any]) -> str | None:

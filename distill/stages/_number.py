@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 MISSING = "–"
+TO_TEACHER = frozenset({"kl_to_teacher_nats", "top1_agreement"})
+"""Scores that compare a model with the teacher."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Score:
         if value is None:
             return MISSING
         return f"{100 * value:.1f}" if self.unit == "%" else digits(value)
+
+    def is_of_itself(self, kind: str | None) -> bool:
+        """Whether it compares a model of this kind with itself, as a teacher's agreement with the teacher."""
+        return kind == "teacher" and self.name in TO_TEACHER
+
+    def cell(self, model: Mapping[str, Any]) -> str:
+        """What a table says of an entry of scores.json."""
+        itself = self.is_of_itself(model.get("kind"))
+        return MISSING if itself else self.show((model.get("scores") or {}).get(self.name))
 
     def best(self, values: Iterable[float | None]) -> float | None:
         """The best finite value, or None."""

@@ -60,7 +60,7 @@ def plan(
     from_answers = from_answers and not wanted.prompt_targets
     needs_scores = wanted.prompt_targets or given_rows or not from_answers
     if needs_scores and not can_score:
-        raise RecipeError(f"{where}: {_what_is_missing(teacher, wanted, bool(given), from_answers)} It can do: {able}.")
+        raise RecipeError(f"{where}: {_what_is_missing(wanted, bool(given), from_answers)} It can do: {able}.")
     kept = min(teacher.top_k, vocab_size, given if from_answers else vocab_size)
     if needs_scores:
         kept = min(kept, able.score_logprobs)
@@ -102,7 +102,7 @@ def key_of(teacher: Server, key: str = "teacher") -> str | None:
     return found
 
 
-def _what_is_missing(teacher: Option, wanted: Wanted, given: bool, from_answers: bool) -> str:
+def _what_is_missing(wanted: Wanted, given: bool, from_answers: bool) -> str:
     if wanted.prompt_targets and given:
         return (
             "it gives log-probabilities of the tokens that it says alone, and training.prompt_weight asks for those of "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distill.stages._number import MISSING, Score, digits, scores_of, size
+from distill.stages._number import TO_TEACHER, Score, digits, scores_of, size
 
 _KIND_STYLE = {"teacher": "magenta", "baseline": "dim", "student": "bold", "package": ""}
 
@@ -35,11 +35,10 @@ def print_table(scores: Mapping[str, Any], console: Any = None) -> None:
         if previous is not None and model.get("kind") != previous and "student" not in (model.get("kind"), previous):
             table.add_section()
         previous = model.get("kind")
-        values = model.get("scores") or {}
         style = _KIND_STYLE.get(str(model.get("kind")), "")
         table.add_row(
             Text(str(model["name"]), style=style),
-            *(_cell(model, column, values.get(column.name)) for column in columns),
+            *(column.cell(model) for column in columns),
             size(model.get("bytes")),
             digits((model.get("speed") or {}).get("decode_tokens_per_second")),
             {True: Text("✓", style="green"), False: Text("✗", style="bold red")}.get(model.get("verified"), Text("")),
@@ -47,15 +46,8 @@ def print_table(scores: Mapping[str, Any], console: Any = None) -> None:
     console.print(table, width=min(console.width, 100))
 
 
-def _cell(model: Mapping[str, Any], column: Score, value: float | None) -> str:
-    # the teacher's agreement with itself says nothing
-    if model.get("kind") == "teacher" and column.name == "kl_to_teacher_nats":
-        return MISSING
-    return column.show(value)
-
-
 def _narrowed(columns: list[Score], task: str | None) -> list[Score]:
     """The scores that a terminal has room for: the task and its kin, and the KL; all of them are in the report."""
     kin = [column for column in columns if column.name == task or (task and column.name.startswith(task))]
-    kin = kin or [column for column in columns if column.name not in {"kl_to_teacher_nats", "top1_agreement"}]
+    kin = kin or [column for column in columns if column.name not in TO_TEACHER]
     return [*kin[:4], *(column for column in columns if column.name == "kl_to_teacher_nats")]

@@ -139,8 +139,7 @@ def score_rows(models: Sequence[Mapping[str, Any]], task: str | None) -> list[di
         cells = []
         for column in columns:
             value = _value(model, column.name)
-            # the teacher's agreement with itself says nothing
-            itself = model.get("kind") == "teacher" and column.name in {"kl_to_teacher_nats", "top1_agreement"}
+            itself = column.is_of_itself(model.get("kind"))
             # two that read the same are both the best: more digits would be noise
             is_best = model in own and len(own) > 1 and column.show(value) == column.show(best[column.name])
             is_best = is_best and value is not None

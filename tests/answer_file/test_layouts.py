@@ -141,7 +141,7 @@ def test_distillkit_kept_as_floats(said, examples, tokenizer, tmp_path, config, 
     "settings", [{}, {"normalize_t": True, "polynomial_terms": [0, 1, "exp"]}, {"residual_bins": BINS}]
 )
 @pytest.mark.parametrize("delta", [False, True])
-def test_distillkit_curves_and_bins_are_what_was_fitted(said, tmp_path, settings, delta):
+def test_distillkit_curves_and_bins_are_what_was_fitted(said, settings, delta):
     """Against the definition: floats, then the fitted curve, then the bins' numbers times their scale."""
     from pydantic import TypeAdapter
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from distill.family.known import FAMILIES
 from distill.family.tiny import tiny_config
 from tests.distributed.processes import TRAINING, alone, ended, pair, torchrun
+from tests.small_models import random_model
 
 pytestmark = pytest.mark.slow
 
@@ -43,14 +44,6 @@ WAIT_SECONDS = 5.0
 """For a leader that fails while it reads: a look every half second, and four for what is stuck in a collective."""
 
 
-def made(config, seed):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = dict(config)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A folder with a tiny checkpoint of each family in FAMILIES_CUT, and `later`, what a trained Llama would leave."""
@@ -59,10 +52,10 @@ def checkpoints(tmp_path_factory):
         if family.name in FAMILIES_CUT:
             published = {"model_type": family.model_type, **family.published[0].config}
             config = tiny_config(published, FAMILIES_CUT[family.name], num_layers=3)
-            model = made(config, seed=0).to(torch.bfloat16 if family.name == "gemma3" else torch.float32)
+            model = random_model(config, seed=0).to(torch.bfloat16 if family.name == "gemma3" else torch.float32)
             model.save_pretrained(folder / family.name)
             if family.name == "llama":
-                made(config, seed=1).save_pretrained(folder / "later")
+                random_model(config, seed=1).save_pretrained(folder / "later")
     return folder
 
 
@@ -96,7 +89,7 @@ def test_a_process_holds_its_parts_and_the_leader_one_whole_model(tmp_path):
     for name, sizes in (("large", LARGE), ("small", {**LARGE, "hidden_size": 64})):
         config = {"model_type": "llama", "num_attention_heads": 8, "tie_word_embeddings": False, **sizes}
         # read in float32, weights of 16 bits are a process's own, and no longer pages of the file
-        made(config, seed=0).to(torch.bfloat16).save_pretrained(tmp_path / name)
+        random_model(config, seed=0).to(torch.bfloat16).save_pretrained(tmp_path / name)
     D, I, layers, V = LARGE.values()
     block = 4 * (4 * D * D + 3 * D * I + 2 * D)
     whole = layers * block + 4 * (2 * V * D + D)
@@ -155,7 +148,7 @@ def test_a_leader_that_cannot_read_ends_all_at_once(checkpoints, tmp_path, damag
 def test_processes_that_build_different_models_say_what_differs(checkpoints, tmp_path):
     for rank, vocab_size in enumerate((97, 98)):
         config = json.loads((checkpoints / "llama" / "config.json").read_text())
-        made({**config, "vocab_size": vocab_size}, seed=0).save_pretrained(tmp_path / f"seen-by-{rank}")
+        random_model({**config, "vocab_size": vocab_size}, seed=0).save_pretrained(tmp_path / f"seen-by-{rank}")
     codes, said = ended(pair([LOADING, ".", json.dumps([{"name": "fails", "student": "seen-by-{rank}"}])], tmp_path))
     assert codes == [1, 1]
     assert "Process 1 builds another LlamaForCausalLM than process 0 has read" in said[0]

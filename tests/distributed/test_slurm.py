@@ -161,7 +161,7 @@ def test_a_job_that_is_sent_off_again_goes_on_with_all_its_tasks(tmp_path, start
     assert trained["world_size"] == 2 and trained["resumed_from_step"] >= 5
 
 
-def test_teach_and_train_ask_for_different_nodes(tmp_path, start, cluster):
+def test_teach_and_train_ask_for_different_nodes(start, cluster):
     refuses = {"SLURM_REFUSES": "invalid partition specified: a100", **cluster}
     teach = [
         "until=teach",
@@ -206,7 +206,7 @@ def test_tasks_on_two_nodes_train_together(tmp_path, start, cluster):
     assert stages(run)["train student"]["world_size"] == 2
 
 
-def test_srun_alone_starts_processes_that_know_each_other(tmp_path, start):
+def test_srun_alone_starts_processes_that_know_each_other(start):
     step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
     where = {"SLURM_STEP_NODELIST": "localhost,gpu[1-3]"}
     tasks = [start("training.batch_size=9", **step, **where, SLURM_PROCID=str(rank)) for rank in range(2)]

@@ -13,6 +13,7 @@ from distill.data.word_problems import WordProblems
 from distill.family.known import FAMILIES, config_of
 from distill.family.tiny import tiny_config
 from distill.family.tiny_tokenizer import train_like
+from tests.small_models import random_model
 
 VOCAB_SIZE = 420
 PADDING = 7
@@ -41,15 +42,6 @@ def architectures():
 
 def pads_its_vocabulary(family):
     return any(0 < p.num_tokens < p.config.get("vocab_size", 0) for p in family.published)
-
-
-def random_model(config, seed):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_nothing_is_guessed_of_a_name_like_no_other(monkeypatch):
     assert "did you mean" not in str(refused.value)
 
 
-def test_weights_that_no_hub_has_are_not_looked_for_there(monkeypatch):
+def test_weights_that_no_hub_has_are_not_looked_for_there():
     for model, way in (("checkpoints/opt-175b", "on request"), ("checkpoints/megatron-gpt2-8.3b", "distill.megatron")):
         with pytest.raises(RecipeError, match=way) as refused:
             read_stored(model, None, "teacher.model")

@@ -9,6 +9,7 @@ from distill.family.facts import Family
 from distill.family.known import FAMILIES
 from distill.family.tiny import tiny_config
 from distill.family.tiny_tokenizer import VOCAB_SIZE, train_like
+from tests.small_models import random_model
 
 TEXTS = [
     "Ada has 7 boxes with 4 pens in each and 15 loose pens.\nHow many pens is that in all?",
@@ -34,16 +35,6 @@ SENTENCEPIECE = Family(
 )
 
 
-def built(config):
-    """The model that transformers makes of this config.json, weights drawn from seed 0."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    values = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values)).eval()
-
-
 def logits_of(model):
     import torch
 
@@ -55,7 +46,7 @@ def logits_of(model):
 def test_a_tiny_model_of_each_published_checkpoint_computes_and_differs_in_size_alone(family, checkpoint):
     published = {"model_type": family.model_type, **checkpoint.config}
     tiny = tiny_config(published, 520)
-    model = built(tiny)
+    model = random_model(tiny)
     logits_BTV = logits_of(model)
     assert logits_BTV.shape == (1, 32, 520) and logits_BTV.isfinite().all()
     assert model.num_parameters() < 3e6
@@ -82,7 +73,7 @@ def test_grouped_multi_query_and_full_heads_stay_apart(heads, key_value_heads, t
         "num_key_value_heads": key_value_heads,
         "vocab_size": 32000,
     }
-    attention = built(tiny_config(config, 300)).model.layers[0].self_attn
+    attention = random_model(tiny_config(config, 300)).model.layers[0].self_attn
     assert attention.q_proj.out_features == 64
     assert attention.k_proj.out_features == 16 * tiny_ones
 
@@ -120,12 +111,12 @@ def test_every_kind_of_layer_occurs():
     assert tiny_config(gemma, 300, num_layers=4)["layer_types"][4:] == []
     assert len(tiny_config(gemma, 300, num_layers=4)["layer_types"]) == 4
     neo = {"model_type": "gpt_neo", "num_layers": 24, "attention_types": [[["global", "local"], 12]]}
-    assert built(tiny_config(neo, 300)).config.attention_layers == ["global", "local"]
+    assert random_model(tiny_config(neo, 300)).config.attention_layers == ["global", "local"]
 
 
 def test_embeddings_narrower_than_the_layers_stay_narrower():
     opt = {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 512, "do_layer_norm_before": False}
-    model = built(tiny_config(opt, 300))
+    model = random_model(tiny_config(opt, 300))
     decoder = model.model.decoder
     assert decoder.embed_tokens.embedding_dim < decoder.project_in.out_features
     # what nf4 needs of every linear layer on a CPU
@@ -141,7 +132,7 @@ def test_architectures_that_are_not_among_our_families_are_made_tiny_too(model_t
 
     # transformers' defaults for it are its first published size
     full = AutoConfig.for_model(model_type).to_dict()
-    model = built(tiny_config({**full, "model_type": model_type}, 300))
+    model = random_model(tiny_config({**full, "model_type": model_type}, 300))
     assert logits_of(model).shape == (1, 32, 300)
     assert model.num_parameters() < 3e6
 

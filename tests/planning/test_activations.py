@@ -23,7 +23,7 @@ def really_kept(config, how):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from distill.planning.model import transformers_config
+    from distill.family.head import transformers_config
 
     made = transformers_config(config)
     model = AutoModelForCausalLM.from_config(made, attn_implementation=how.attention).train()

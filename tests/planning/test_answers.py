@@ -5,8 +5,6 @@ import pytest
 from distill.planning.rates import longest_of
 from tests.planning.test_plan import plan, recipe_of, stage
 
-BATCHES = -(-14_511 // 64)
-
 
 def test_a_thinking_teacher_writes_to_its_limit_in_every_batch():
     made = plan(recipe_of("recipe=qwen3_32b_to_0b6"))

@@ -17,6 +17,7 @@ import pytest
 
 from distill.errors import DataError, StageFailed
 from distill.runtime.llama_cpp import LlamaCpp, _names
+from tests.small_models import byte_tokenizer
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
 
@@ -28,18 +29,12 @@ END = 257
 def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """(GGUF package, transformers model) with a vocabulary of 300, of which 259 have a text, and 600 positions."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from distill.compression.gguf_q8_0 import GgufQ8_0
 
     folder = tmp_path_factory.mktemp("student")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*alphabet, "zz"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [("z", "z")]))  # llama.cpp wants one merge at least
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<s>"])
+    tokenizer = byte_tokenizer("<|end|>", "<s>")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<s>").save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     # The server is told to add <s>; it must not do so to prompts of token ids.

@@ -9,12 +9,13 @@ from distill.family.known import FAMILIES
 from distill.family.tiny import tiny_config
 from distill.runtime._causal_lm import read_causal_lm
 from distill.runtime._outline import outline_of
+from tests.small_models import random_model
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_of_each_family(tmp_path, family):
     config = {"model_type": family.model_type, **family.published[-1].config}
-    model = made(tiny_config(config, 97)).to(torch.bfloat16)
+    model = random_model(tiny_config(config, 97)).to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     compare(outline_of(tmp_path), read_causal_lm(tmp_path, dtype="auto"), torch.bfloat16)
     compare(outline_of(tmp_path, dtype=torch.float32), read_causal_lm(tmp_path, dtype=torch.float32), torch.float32)
@@ -32,13 +33,6 @@ def test_of_the_language_model_in_a_checkpoint_that_reads_images(tmp_path):
     outline = outline_of(tmp_path)
     assert type(outline).__name__ == "Gemma3ForCausalLM"
     compare(outline, read_causal_lm(tmp_path, dtype="auto"), torch.float32)
-
-
-def made(config):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
 
 
 def compare(outline, read, dtype):

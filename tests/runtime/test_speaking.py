@@ -10,7 +10,7 @@ from distill.compression.gguf_q8_0 import GgufQ8_0
 from distill.encoding import CHAT_TEMPLATE, encode_prompt, load_tokenizer
 from distill.errors import RecipeError
 from distill.runtime.hf import Transformers
-from distill.runtime.speaking import LlamaCppSpeaker, Sampling, TransformersSpeaker, WholeCharacters, printable
+from distill.runtime.speaking import LlamaCppSpeaker, Sampling, TransformersSpeaker, WholeCharacters
 from tests.conftest import ROOT
 from tests.cycling_model import TEXT, make_cycling_model
 
@@ -192,17 +192,6 @@ def test_a_template_that_refuses_is_said(tmp_path):
     checkpoint, _ = made(tmp_path, "{{ raise_exception('no system role') }}")
     with Transformers(checkpoint, device="cpu") as model, pytest.raises(RecipeError, match="no system role"):
         TransformersSpeaker(model).encode("hi")
-
-
-def test_nothing_that_steers_a_terminal_is_left():
-    assert printable("\x1b[2J\x07\r\b\x00") == "␛[2J␇␍␈␀"
-    assert printable("\x9b31m\x7f\u202eevil\u2066") == "�31m␡�evil�"
-    kept = "Zeile\n\tzwei — Ωμέγα می‌خواهم 👨‍👩‍👧 全角　空白 é"
-    assert printable(kept) == kept
-    import unicodedata
-
-    left = printable("".join(map(chr, range(0x110000))))
-    assert {letter for letter in left if unicodedata.category(letter) in ("Cc", "Cs")} == {"\n", "\t"}
 
 
 def test_the_blank_before_the_first_word_of_sentencepiece_is_not_shown(tmp_path):

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from distill._shape_checks import check_packing
 from distill.errors import RecipeError
+from distill.family.head import transformers_config
 from distill.family.known import FAMILIES
 from distill.family.tiny import tiny_config
 from distill.loss.forward_kl import ForwardKl
-from distill.planning.model import transformers_config
 from distill.responses import TeacherResponses
 from distill.stages._packing import first_fit, pack
 from distill.stages._proofs import require_separate_rows

@@ -109,7 +109,7 @@ def test_a_response_longer_than_the_context(llama, opened, problems, tmp_path):
     assert len(ids) == 192 and len(targets) == 192 - scored[0].prompt_length
 
 
-def test_another_tokenizer_is_refused(llama, opened, tmp_path, shared_data):
+def test_another_tokenizer_is_refused(llama, opened, shared_data):
     other = str(shared_data / "stories260k")
     with pytest.raises(TargetMismatch) as error, opened(llama, TOP_K, tokenizer=other):
         pass

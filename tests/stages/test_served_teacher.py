@@ -44,7 +44,7 @@ def test_targets_of_answers_are_those_of_transformers(llama, opened, problems, w
 
 
 @pytest.mark.parametrize("wanted", [TOP_K, WITH_PROMPTS, NEXT], ids=["answer", "prompt", "next"])
-def test_targets_by_scoring_are_those_of_transformers(llama, opened, problems, wanted, tmp_path):
+def test_targets_by_scoring_are_those_of_transformers(llama, opened, problems, wanted):
     with opened(llama, wanted, problems[:2], responses="data", top_k=64) as engine:
         own = own_rows(problems[:2])
         rows = engine.with_targets(own)

@@ -310,7 +310,7 @@ def test_checkpointing_is_asked_for_by_the_name_that_transformers_has(store, tmp
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_the_head_is_never_called_and_a_frozen_one_gets_no_gradient(store, tmp_path, monkeypatch):
+def test_the_head_is_never_called_and_a_frozen_one_gets_no_gradient(store, tmp_path):
     model = small_llama()
     called = []
     model.lm_head.register_forward_pre_hook(lambda _, inputs: called.append(inputs[0].shape[:-1]))
