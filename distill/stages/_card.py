@@ -102,7 +102,7 @@ def how_to_load(package: Path) -> dict[str, Any]:
     kind, libraries = f"{bits} weights (bitsandbytes)", "transformers bitsandbytes"
     if (package / "adapter_config.json").is_file():
         kind, libraries = f"{kind} with a LoRA adapter on top", "transformers peft bitsandbytes"
-        imports[:2] = ["import peft  # without it, transformers leaves the adapter out and says nothing", imports[0], ""]
+        imports = ["import peft  # without it, transformers leaves the adapter out and says nothing", *imports]
         # of a hub's id, transformers takes the base from where adapter_config.json says, and this one is its own
         imports[3] = f"{root}  # on disk; of an upload: huggingface_hub.snapshot_download(its id)"
     return _loading(kind, "transformers", libraries, "python", [*imports, tokenizer, use])

@@ -154,4 +154,5 @@ def _save_adapter(model: Any, package: Path) -> None:
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = None  # peft wrote a path; the package is its own base
     write_whole(file, json.dumps(config, indent=2))
-    (package / "README.md").unlink(missing_ok=True)  # peft's empty card, which names that path too; ours comes with the report
+    # peft's empty card, which names that path too; ours comes with the report
+    (package / "README.md").unlink(missing_ok=True)
