@@ -30,6 +30,15 @@ STAGES: tuple[str, ...] = typing.get_args(Stage)
 YOURS = "your own teacher"
 """A rehearsal's `teacher.model` where the recipe leaves it to its user: a model of our own shape stands in."""
 
+NEEDED = {
+    "bool_type": "true or false is needed",
+    "int_type": "a whole number is needed",
+    "float_type": "a number is needed",
+    "string_type": "text is needed",
+    "string_pattern_mismatch": "letters, digits, _, . and - are needed, and no other signs",
+}
+"""pydantic's type of a fault → what to give instead, in the words of whoever types it."""
+
 GROUPS: dict[str, Any] = {
     "data": Data,
     "teacher": Teacher,
@@ -276,6 +285,8 @@ def _describe(problem: Mapping[str, Any], recipe: str) -> str:
         near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{key}={found!r}: {hint}there are: {problem['ctx']['expected']}."
+    if kind in NEEDED:
+        return f"{key}={found!r}: {NEEDED[kind]}."
     message = problem["msg"].removeprefix("Value error, ")
     if kind in {"value_error", "dataclass_type"}:
         # what names its key itself is a whole message
