@@ -11,6 +11,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -150,7 +151,9 @@ def _arguments(typed: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> None:
-        raise RecipeError(f"{message}. See python -m distill --help")
+        flag = message.removeprefix("unrecognized arguments: --").partition("=")[0]
+        hint = f". Keys have no dashes: {flag}=…" if flag in {field.name for field in fields(Recipe)} else ""
+        raise RecipeError(f"{message}{hint}. See python -m distill --help")
 
     parser.error = refuse  # type: ignore[method-assign,assignment]
     # flags may stand between overrides

@@ -125,7 +125,8 @@ def _bad_argument(error: OverrideParseException) -> str:
     text = error.override or ""
     key, equals, value = text.partition("=")
     if not equals:
-        return f"{text!r} is no argument of ours; write group=option or key=value, for example loss=jsd or seed=1."
+        meant = f"recipe={text}" if text in shipped.recipes() else "group=option or key=value, for example loss=jsd"
+        return f"{text!r} is no argument of ours; write {meant}."
     quoted = value.replace("'", "\\'")
     return (
         f"{text!r} cannot be read.\nValues with spaces, brackets or other signs need quotes twice: \"{key}='{quoted}'\""

@@ -94,7 +94,7 @@ def verdict(recipe: Recipe | Mapping[str, Any]) -> Verdict:
     allowed = accepted(plain)
     findings = [_of_teacher(teacher, student, allowed) for teacher in teachers]
     findings += [_of_student(student)] if student else []
-    findings += [_of_data(data)] if data else []
+    findings += [_of_data(data), *_of_writer(data)] if data else []
     return Verdict(tuple(teachers), student, data, tuple(findings))
 
 
@@ -188,6 +188,19 @@ def _of_data(data: Party) -> Finding:
         return Finding("ok", data, f"is published under {data.tag}.")
     what = f"is published under {data.tag!r}" if data.tag else "has a licence"
     return Finding("unknown", data, f"{what} that is not known here; look whether training on it is free.")
+
+
+def _of_writer(data: Party) -> list[Finding]:
+    """Of the model that wrote the data, where one did."""
+    known = data_set(data.name)
+    if known is None or known.written_by is None:
+        return []
+    writer = _model(data.key, known.written_by)
+    found = _of_teacher(writer, None, ())
+    party = Party(data.key, data.name, writer.terms)
+    return (
+        [] if found.level == "ok" else [Finding("notice", party, f"was written by {writer.name}, which {found.text}")]
+    )
 
 
 def _teachers(teacher: Mapping[str, Any], key: str = "teacher") -> list[Party]:

@@ -29,6 +29,15 @@ STAGES: tuple[str, ...] = typing.get_args(Stage)
 YOURS = "your own teacher"
 """A rehearsal's `teacher.model` where the recipe leaves it to its user: a model of our own shape stands in."""
 
+NEEDED = {
+    "bool_type": "true or false is needed",
+    "int_type": "a whole number is needed",
+    "float_type": "a number is needed",
+    "string_type": "text is needed",
+    "string_pattern_mismatch": "letters, digits, _, . and - are needed, and no other signs",
+}
+"""pydantic's type of a fault → what to give instead, in the words of whoever types it."""
+
 GROUPS: dict[str, Any] = {
     "data": Data,
     "teacher": Teacher,
@@ -277,6 +286,8 @@ def _describe(problem: Mapping[str, Any], recipe: str) -> str:
     if kind == "literal_error" and isinstance(found, str):
         hint = did_you_mean(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
         return f"{key}={found!r}: {hint}there are: {problem['ctx']['expected']}."
+    if kind in NEEDED:
+        return f"{key}={found!r}: {NEEDED[kind]}."
     message = problem["msg"].removeprefix("Value error, ")
     if kind in {"value_error", "dataclass_type"}:
         # what names its key itself is a whole message

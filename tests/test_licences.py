@@ -53,6 +53,17 @@ def test_each_pair_is_judged_as_the_licences_read(teacher, student, level):
     assert verdict(recipe(teacher, student)).level == level
 
 
+def test_data_that_a_model_wrote_carry_that_models_conditions_too():
+    """The hub tags it apache-2.0; Llama 3.1's 1.b.i speaks of whatever its outputs train."""
+    said = verdict(parse(_hydra.compose(["recipe=customer_service_chat"]).config))
+    written = [f for f in said.findings if f.party.key == "data.path" and "was written by" in str(f)]
+    assert [f.level for f in written] == ["notice"] and written[0].party.terms is TERMS["llama3.1"]
+    assert "meta-llama/Llama-3.1-70B-Instruct, which is under the Llama 3.1 Community License" in str(written[0])
+    assert 'must begin with "Llama"' in str(written[0])
+    own = verdict(parse(_hydra.compose(["recipe=math_assistant"]).config))
+    assert not any("was written by" in str(f) for f in own.findings)
+
+
 @pytest.mark.parametrize("base_url", ["https://api.openai.com/v1", "https://api.anthropic.com/v1"])
 def test_closed_services_are_refused_until_accepted(base_url):
     said = verdict(served(base_url, "loss=text"))

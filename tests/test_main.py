@@ -229,6 +229,13 @@ def test_a_key_given_twice_is_said(work):
     assert "note: seed=1 is dropped: seed=2 comes after it." in done.stdout
 
 
+@pytest.mark.parametrize(("flag", "key"), [("--rehearse", "rehearse"), ("--until=train", "until")])
+def test_a_key_with_dashes_is_told_how_it_is_written(work, flag, key):
+    done = start(work, flag, stand_in=False)
+    assert done.returncode == 2
+    assert f"unrecognized arguments: {flag}. Keys have no dashes: {key}=…. See" in done.stderr
+
+
 def test_help_is_one_screen_with_every_recipe_and_option(work):
     from distill import shipped
 

@@ -23,6 +23,26 @@ def test_yaml_files_python_files_and_kinds_are_the_same_words():
         assert kinds == yaml == python - {"known"}, group
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("rehearse=yes", "rehearse='yes': true or false is needed."),
+        ("seed=one", "seed='one': a whole number is needed."),
+        ("training.batch_size=64.5", "training.batch_size=64.5: a whole number is needed."),
+        ("training.learning_rate=fast", "training.learning_rate='fast': a number is needed."),
+        ("data.rows=[1]", None),
+        ("student.model=3", None),
+        ("name='a b'", "name='a b': letters, digits, _, . and - are needed, and no other signs."),
+        ("quickstart", "'quickstart' is no argument of ours; write recipe=quickstart."),
+    ],
+)
+def test_a_value_of_another_kind_is_answered_with_what_is_needed(typed, said):
+    with pytest.raises(RecipeError) as error:
+        composed(typed)
+    assert said is None or str(error.value) == said
+    assert "valid" not in str(error.value) and "pattern" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
 def test_every_shipped_recipe_parses_and_bears_its_name(name):
     # a recipe may leave its teacher to the user
@@ -57,7 +77,7 @@ def test_yaml_repeats_no_default():
         ("loss.temprature=2", ["loss.temprature", "did you mean temperature", "hard_weight"]),
         ("training.learning_rate=-1", ["training.learning_rate=-1", "greater than 0"]),
         ("training.learning_rate=fast", ["training.learning_rate='fast'", "number"]),
-        ("training.batch_size=64.5", ["training.batch_size=64.5", "integer"]),
+        ("training.batch_size=64.5", ["training.batch_size=64.5", "whole number"]),
         ("loss.hard_weight=1.5", ["loss.hard_weight=1.5", "less than or equal to 1"]),
         ("student.hidden_size=100", ["student.hidden_size=100", "multiple of 16"]),
         ("until=traim", ["until='traim'", "did you mean train?", "teach", "report"]),

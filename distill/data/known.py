@@ -33,6 +33,8 @@ class DataSet:
     published figure, or our estimate. Thinking comes on top."""
     licence: str
     """As the hub tags it."""
+    written_by: str | None = None
+    """Hub id of the model that wrote it, whose own licence has a say in what is trained on it."""
     source: str
     """Where these facts are from, and what to know before using it."""
     sample: str
@@ -114,10 +116,8 @@ DATA_SETS: tuple[DataSet, ...] = (
         splits={"train_sft": 2260, "test_sft": 119},
         columns={"messages": "messages"},
         licence="apache-2.0",
-        source=(
-            "https://huggingface.co/datasets/HuggingFaceTB/everyday-conversations-llama3.1-2k. Written by "
-            "Llama-3.1-70B-Instruct, whose licence asks models trained on it to carry Llama in their name."
-        ),
+        written_by="meta-llama/Llama-3.1-70B-Instruct",
+        source="https://huggingface.co/datasets/HuggingFaceTB/everyday-conversations-llama3.1-2k",
         sample="everyday_conversations",
     ),
     DataSet(
