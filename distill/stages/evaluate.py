@@ -20,7 +20,7 @@ from distill.family.text_part import text_part
 from distill.progress import bar
 from distill.recipe import Recipe
 
-VERSION = 1
+VERSION = 2
 """Part of the fingerprint: raise it when a model would be scored otherwise."""
 # not needed to run a package: descriptions, and what other programs read
 NOT_NEEDED = {"README.md", "Modelfile", "manifest.json", "settings.json", "export.json"}
