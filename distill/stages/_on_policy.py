@@ -25,9 +25,10 @@ from distill.progress import bar
 from distill.responses import SUMMARY, Header, TeacherResponses
 from distill.runtime._placement import default_device
 from distill.stages._batches import BatchPlan
+from distill.stages._checkpoints import load_last_checkpoint
 from distill.stages._local_teacher import among, answered_row, likeliest, num_ids, sampler
 from distill.stages._rows import TokenRow
-from distill.stages._trainer import Trained, load_last_checkpoint
+from distill.stages._trainer import Trained
 from distill.stages.teach import Engine
 from distill.training import Training
 

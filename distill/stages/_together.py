@@ -23,8 +23,9 @@ from transformers import TrainingArguments
 
 from distill.distributed import World, world
 from distill.stages import _sharding
+from distill.stages._checkpoints import load_checkpoint
 from distill.stages._loading import Source, read_to_cut
-from distill.stages._trainer import DistillTrainer, InOrder, load_checkpoint
+from distill.stages._trainer import DistillTrainer, InOrder
 
 ROWS = "rows"
 """Folder beside the trainer's in which each process writes the numbers of the rows that it learnt from."""

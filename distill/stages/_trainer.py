@@ -6,7 +6,6 @@ its gradient is skipped when it is frozen.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +25,14 @@ from distill.loss._divergence import LossTerms
 from distill.progress import bar
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
-from distill.stages._dropout import without_own_dropout
+from distill.stages._checkpoints import COMPLETE, last_checkpoint, same_checkpoint, step_of
+from distill.stages._dropout import residual_dropout, without_own_dropout
 from distill.stages._loading import Source
 from distill.stages._proofs import prove
 from distill.stages._rows import IGNORED, TokenRow, collate
 from distill.stages._step import Step
 from distill.training import Training
 
-COMPLETE = "complete"
 EAGER_ATTENTION_LENGTH = 512
 """Up to here the scores of all pairs of tokens are small enough to be kept on a CPU."""
 
@@ -75,14 +74,14 @@ def train(
     Raises:
         StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
     """
-    checkpoint = _same_checkpoint(folder, together)
+    checkpoint = same_checkpoint(folder, together)
     bf16 = use_bf16(training)
     if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
         # the fused kernel's backward sets up a oneDNN product per block and head: measured 1.7 times the step's time
         model.set_attn_implementation("eager")
     stored = None if loss.kind == "text" or live_teacher is not None else _stored_targets(rows[0])
     vocab_size = output_head(model).weight_VD.shape[0] if stored else None
-    start = _step(checkpoint) if checkpoint else 0
+    start = step_of(checkpoint) if checkpoint else 0
     if stop_after is not None and start >= stop_after:
         return Trained([], start)
     if together.leads:  # the others may have no weights yet
@@ -109,7 +108,7 @@ def train(
         step=Step(model, loss, teacher=live_teacher, teacher_states=states, stored=stored, bf16=bf16),
     )
     trainer.remove_callback(PrinterCallback)  # the bar and the curve say it
-    own, ours = without_own_dropout(model), _residual_dropout(model, training.dropout)
+    own, ours = without_own_dropout(model), residual_dropout(model, training.dropout)
     with own, ours, quiet(), bar(label, plan.steps) as advance:
         advance(start)
         trainer.add_callback(_Progress(advance, stop_after))
@@ -203,7 +202,7 @@ class DistillTrainer(Trainer):
         return self.step(inputs)
 
     def _stop_not_finite(self, loss: Tensor, rows: Tensor) -> None:
-        last = _last_checkpoint(self._output_folder)
+        last = last_checkpoint(self._output_folder)
         numbers = sorted(set(rows.tolist()))
         shown = ", ".join(map(str, numbers[:16])) + (", …" if len(numbers) > 16 else "")
         raise StageFailed(
@@ -216,7 +215,7 @@ class DistillTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         # a finite loss can have a gradient that is not: its weights must never be what a run goes on from
         if not self._weights_are_finite():
-            last = _last_checkpoint(self._output_folder)
+            last = last_checkpoint(self._output_folder)
             raise StageFailed(
                 f"Weights are no longer finite after step {self.state.global_step} of {self.plan.steps}.\n"
                 f"Last good checkpoint: {last or 'none yet'}\n"
@@ -321,79 +320,6 @@ def _arguments(
 
 def _every(steps_or_share: float, steps: int) -> int:
     return max(1, round(steps_or_share * steps if steps_or_share < 1 else steps_or_share))
-
-
-def _same_checkpoint(folder: Path, together: World) -> Path | None:
-    """The newest whole checkpoint, as the leader sees it: it alone deletes the others."""
-    found = _last_checkpoint(folder) if together.leads else None
-    name = together.share(found.name if found else None)
-    return folder / name if name else None
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; half-written ones are deleted."""
-    whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE).exists():
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return max(whole, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def load_last_checkpoint(model: Any, folder: Path, together: World = ALONE) -> None:
-    """Puts the weights of the last whole checkpoint in `folder` into `model`; without one, `model` stays as it is."""
-    checkpoint = _same_checkpoint(folder, together)
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
-
-
-def load_checkpoint(model: Any, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights into `model`: those of its adapter, or all."""
-    if hasattr(model, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        loaded = set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device="cpu"))
-        assert not loaded.unexpected_keys and not any(".lora_" in key for key in loaded.missing_keys), loaded
-        return
-    from safetensors.torch import load_file
-
-    state = {k: v for file in sorted(checkpoint.glob("*.safetensors")) for k, v in load_file(file).items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
-    assert not unexpected and set(missing) <= tied, (missing, unexpected)
-
-
-class _residual_dropout:
-    """Dropout on embeddings and on each block's output projections while the block of code runs.
-
-    Hooks, because the architectures' own options drop attention weights only, and because nothing of it may
-    stay in the checkpoint.
-    """
-
-    OUTPUTS = ("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense_4h_to_h", "dense")
-
-    def __init__(self, model: Any, probability: float):
-        self.handles = []
-        if probability:
-            places = [m for name, m in model.named_modules() if name.rpartition(".")[2] in self.OUTPUTS]
-            for module in [*places, model.get_input_embeddings()]:
-                self.handles.append(module.register_forward_hook(partial(self._drop, probability)))
-
-    @staticmethod
-    def _drop(probability: float, module: nn.Module, inputs, output: Tensor) -> Tensor:
-        return nn.functional.dropout(output, probability, module.training)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for handle in self.handles:
-            handle.remove()
 
 
 def write_curve(path: Path, curve: Sequence[dict[str, Any]]) -> None:

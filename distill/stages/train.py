@@ -65,9 +65,10 @@ def train_student(
     Under several processes all of them call this; the leader writes.
     """
     from distill.stages._batches import plan_batches, plan_tokens
+    from distill.stages._checkpoints import load_last_checkpoint
     from distill.stages._loading import Source, read_student
     from distill.stages._rows import own_rows
-    from distill.stages._trainer import load_last_checkpoint, write_curve
+    from distill.stages._trainer import write_curve
 
     together = world()
     done = folder / "training.json"

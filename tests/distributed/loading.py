@@ -126,7 +126,7 @@ def same(folder: Path, case: dict, world: distributed.World) -> dict[str, Any]:
     step, teacher, was_empty = cut_both(folder, case, world)
     whole = student_of(folder, case).read("cpu")
     if "checkpoint" in case:
-        from distill.stages._trainer import load_checkpoint
+        from distill.stages._checkpoints import load_checkpoint
 
         load_checkpoint(whole, folder / case["checkpoint"])
     told: dict[str, Any] = {"empty": was_empty, "student": differences(step.student, whole)}

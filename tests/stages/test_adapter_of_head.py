@@ -17,9 +17,10 @@ from distill.loss.reverse_kl import ReverseKl
 from distill.loss.text import Text
 from distill.runtime.bnb import import_bitsandbytes
 from distill.stages._batches import plan_batches
+from distill.stages._checkpoints import load_last_checkpoint
 from distill.stages._rows import collate
 from distill.stages._step import Step
-from distill.stages._trainer import load_last_checkpoint, train
+from distill.stages._trainer import train
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets
 from distill.training import Training
