@@ -12,8 +12,8 @@ SHORTEST_ECHO = 8
 """Characters of the key in a row that count as an echo of it; servers like to quote its beginning and its end."""
 
 SHORTEST_SECRET = 16
-"""Characters of a key that replies are searched for. Shorter ones are what servers without keys are given, such as none,
-EMPTY or ollama, and an answer may hold that word."""
+"""Characters of a key that replies are searched for. Shorter ones are what servers without keys are given, such as
+none, EMPTY or ollama, and an answer may hold that word."""
 
 
 @dataclass(frozen=True, kw_only=True)

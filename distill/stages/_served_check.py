@@ -59,7 +59,9 @@ def check_temperature(served: Served, plan: Plan, tokens: TokenIds, teacher: Opt
     plain, found = (sum(tops[shared[0]] - tops[name] for name in shared) for tops in (at_one, sharper))
     if plain > 0 and found < plain * (1 + 1 / SAMPLED_AT) / 2:
         return
-    what = "are those of the temperature that it samples at" if plain > 0 else "do not show at which temperature they are"
+    what = "do not show at which temperature they are"
+    if plain > 0:
+        what = "are those of the temperature that it samples at"
     raise TargetMismatch(
         f"{where}: its log-probabilities {what}; teacher.temperature={teacher.temperature:g}, and targets are at 1. "
         "Use teacher.temperature=1 or 0, or loss=text; SGLang gives them at 1 when it is started with "

@@ -86,7 +86,7 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
     [
         ("a.jsonl", '{"question": "1"}\n{"question": \n', ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", "[1, 2]\n", ["a.jsonl, line 1", "list"]),
-        ("a.jsonl", '{"question": "\\ud83d\\ude00", "answer": "\\uD83d"}', ["line 1", "\\ud83d is half of a character"]),
+        ("a.jsonl", '{"question": "\\ud83d\\ude00", "answer": "\\uD83d"}', ["line 1", "\\ud83d is half"]),
         ("a.jsonl", "", ["holds no rows"]),
         ("a.jsonl", '{"text": "1", "label": "2"}\n', ["line 1", "'question'", "text, label", "data.prompt_field"]),
         ("a.csv", "question,answer\n1,2\n1\n", ["a.csv, line 3", "2 columns"]),

@@ -158,7 +158,6 @@ def test_an_answer_may_end_in_several_ways(tiny_teacher, logits_of, tokenizer, t
         check_top_k(row.targets, logits_of(ids)[row.prompt_length - 1 : -1], ids[row.prompt_length :], None)
 
 
-
 @pytest.mark.parametrize("kind", ["sampled", "top_k"])
 def test_the_size_of_a_batch_changes_no_row(kind, tiny_teacher, tmp_path):
     """Answers are drawn at temperature 1, all 16 rows have a number and mates of their own."""

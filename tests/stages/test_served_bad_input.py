@@ -178,7 +178,7 @@ def test_log_probabilities_of_the_sampling_are_no_targets(runtime, opened, probl
     """A server that says 2 ln p - ln Z at temperature 0.5 would else be stored as if it had said ln p."""
     with Tempered(runtime, 20) as server:
         for temperature in (0.5, 0.9, 2.0):
-            with pytest.raises(TargetMismatch, match=r"that it samples at; teacher\.temperature=.*=1 or 0, or loss=text"):
+            with pytest.raises(TargetMismatch, match=r"that it samples at; .*temperature=1 or 0, or loss"):
                 opened(server, TOP_K, temperature=temperature).__enter__()
         for temperature in (0.0, 1.0):
             with opened(server, TOP_K, temperature=temperature):
