@@ -19,7 +19,7 @@ from typing import NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from distill import _hydra, _submitting, compare, distributed, shipped
-from distill._command import INTERRUPTED, debugging, fault_of_ours
+from distill._command import INTERRUPTED, debugging, fault_of_ours, reader_left, say_error
 from distill._hydra_errors import explain
 from distill._own_recipe import write_recipe
 from distill._sigterm import EXIT_CODE, Terminated, ignore_sigterm, raise_at_sigterm
@@ -54,14 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
         code, word = _interrupted(stop)
         _say(f"{word} {goes_on}")
     except DistillError as error:
-        _say_error(str(error))
+        say_error(str(error))
         code = error.exit_code
     except BrokenPipeError:
-        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = reader_left()
     except Exception as error:
-        _say_error(str(_submitting.explained(error) or fault_of_ours(error)))
+        say_error(str(_submitting.explained(error) or fault_of_ours(error)))
         code = 1
         if debugging():
             traceback.print_exc()
@@ -273,14 +271,14 @@ def _run_job(typed: list[str], config_dir: str | None) -> DistillError | None:
         log(run_folder, f"{_interrupted(stop)[1]} The same command goes on.")
         raise
     except DistillError as error:
-        _say_error(str(error))
+        say_error(str(error))
         log(run_folder, f"Stopped: {error}")
         if debugging():
             traceback.print_exception(error)
         return _portable(error, run_folder)
     except Exception as error:
         if known := _submitting.explained(error):
-            _say_error(str(known))
+            say_error(str(known))
             log(run_folder, f"Stopped: {known}")
             return _portable(known, run_folder)
         return _unforeseen(error, run_folder, typed)
@@ -305,7 +303,7 @@ def _portable(error: DistillError, run_folder: Path) -> DistillError:
 
 def _say_failure(run_folder: Path, message: str) -> None:
     """Another process failed while this one waits in a collective for ever."""
-    _say_error(message)
+    say_error(message)
     log(run_folder, f"Stopped: {message}")
 
 
@@ -324,7 +322,7 @@ def _unforeseen(error: Exception, run_folder: Path, typed: list[str]) -> Distill
     log(run_folder, "Stopped by an unforeseen error:\n\n" + "\n".join(f"    {line}" for line in lines))
     message = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {message[0] if message else 'no message'}"
-    _say_error(said)
+    say_error(said)
     _say(f"The traceback is in {_shown(run_folder / 'logbook.md')}. The same command goes on: {_command(typed)}")
     if debugging():
         traceback.print_exception(error)
@@ -340,13 +338,9 @@ def _command(typed: list[str]) -> str:
     return " ".join(["python -m distill", *(shlex.quote(text) for text in typed)])
 
 
-def _say(text: str, style: str = "") -> None:
+def _say(text: str) -> None:
     """One message on stderr, word for word: brackets in it are no markup, and lines break where the terminal does."""
-    console().print(text, style=style, markup=False, emoji=False)
-
-
-def _say_error(text: str) -> None:
-    _say(text, style="red")
+    console().print(text, markup=False, emoji=False)
 
 
 if __name__ == "__main__":

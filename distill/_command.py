@@ -38,22 +38,31 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except DistillError as error:
-        # it may quote a file: a stage's name, a folder's
-        console().print(visible_lines(str(error)), style="red", markup=False, emoji=False)
+        say_error(str(error))
         code = error.exit_code
     except BrokenPipeError:
-        # the reader (head, less) has seen enough; without this, Python complains once more on its way out
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = reader_left()
     except OSError as error:
-        console().print(visible_lines(f"{error.strerror} ({error.filename})"), style="red", markup=False, emoji=False)
+        say_error(f"{error.strerror} ({error.filename})")
         code = 1
     except Exception as error:
-        console().print(visible_lines(fault_of_ours(error)), style="red", markup=False, emoji=False)
+        say_error(fault_of_ours(error))
         code = 1
         if debugging():
             traceback.print_exc()
     sys.exit(code)
+
+
+def reader_left() -> int:
+    """The exit code where standard output is closed: the reader (head, less) has seen enough."""
+    # without this, Python complains once more on its way out
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def say_error(text: str) -> None:
+    """In red on standard error, word for word. It may quote a file: a stage's name, a folder's."""
+    console().print(visible_lines(text), style="red", markup=False, emoji=False)
 
 
 def fault_of_ours(error: Exception) -> str:

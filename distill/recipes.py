@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill import shipped
-from distill._command import Parser, output, run_and_exit
+from distill._command import Parser, output, run_and_exit, say_error
 from distill._recipe_list import Listed, listed
 from distill.errors import RecipeError
-from distill.progress import console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +35,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _print(rows)
     for words in broken:
-        console().print(words, style="red", markup=False, emoji=False)
+        say_error(words)
     return RecipeError.exit_code if broken else 0
 
 

@@ -110,6 +110,13 @@ def test_a_sweep_lands_in_the_same_place_and_goes_on_after_a_failure(work):
     assert not (second / "logbook.md").exists()
 
 
+def test_an_error_steers_no_terminal(work):
+    (work / "evil.yaml").write_text(RECIPE + 'hardware: "\\e[2J\\a"\n')
+    done = start(work, "recipe=evil.yaml")
+    assert done.returncode == 2
+    assert r"hardware=\x1b[2J\x07" in done.stderr and "\x1b" not in done.stderr
+
+
 def test_flags_may_stand_between_arguments(work):
     done = start(work, "recipe=mine.yaml", "-m", "seed=5,6")
     assert done.returncode == 0, done.stderr
