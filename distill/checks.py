@@ -224,7 +224,9 @@ def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
             f"evaluation={recipe.evaluation.kind} needs them."
         )
     answers = [example.response for example in examples.evaluation["exact_match"] if example.response]
-    if getattr(recipe.evaluation, "compare", "text") == "final_answer" and not any(map(final_answer, answers)):
+    scores = STAGES.index(recipe.until) >= STAGES.index("evaluate")
+    by_answer = scores and getattr(recipe.evaluation, "compare", "text") == "final_answer"
+    if by_answer and not any(map(final_answer, answers)):
         raise DataError(
             f"evaluation.compare=final_answer looks for what follows ####, and none of the {len(answers)} answers of "
             "evaluation rows has it: whatever a model says would be wrong. Use evaluation.compare=text."

@@ -230,6 +230,7 @@ def test_what_is_not_scored_and_what_was_trained_on_is_said(tmp_path, tiny_run_a
     judged = [*rows[:2], {"prompt": "What is 50 + 50?", "response": ""}, {"prompt": "And 7 - 7?", "response": "0"}]
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
     typed = ["data=local", "data.path=train.jsonl", "data.eval_path=eval.jsonl", "training.max_steps=2"]
+    typed.append("evaluation.compare=text")
     kept = [
         text for text in tiny_run_arguments if not text.startswith(("data.", "training.max_steps", "training.save"))
     ]

@@ -74,7 +74,20 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
             if not isinstance(row, dict):
                 raise DataError(f"{where}: holds {type(row).__name__}; each line must be a JSON object.")
+            if "\\ud" in line or "\\uD" in line:
+                _refuse_halves(row, where)
             yield where, row
+
+
+def _refuse_halves(row: dict[str, Any], where: str) -> None:
+    """JSON can name half of a surrogate pair, as of an emoji cut in two; no file that we write could hold it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: {half} is half of a character, whose other half is missing. Take it out, or write both."
+        ) from None
 
 
 def _csv(file: Path) -> Iterator[Row]:

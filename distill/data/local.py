@@ -1,8 +1,6 @@
 """`data=local`: rows of a .jsonl, .csv or .parquet file, or of a data set on the hub."""
 
-import json
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -130,7 +128,6 @@ class Local:
             examples = [replace(example, teacher=teacher) for example in self.examples_of(row, where)]
             if self.text_field and not (examples[0].response or "").strip():
                 examples = []  # a student would learn that nothing follows
-            _require_whole_characters(examples, where)
             rows.append(examples)
         return rows
 
@@ -176,17 +173,6 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
         )
     _require_text(value, field, where)
     return str(value)
-
-
-def _require_whole_characters(examples: Sequence[Example], where: str) -> None:
-    """JSON can write one half of an emoji that was cut in two; no tokenizer takes it, and no file can hold it."""
-    try:
-        json.dumps([(example.prompt, example.response) for example in examples], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"{ord(error.object[error.start]):04x}"
-        raise DataError(
-            f"{where}: holds half a character, \\u{half} alone: its text was cut inside one. Mend it, or leave it out."
-        ) from None
 
 
 def _require_text(value: Any, field: str, where: str) -> None:
