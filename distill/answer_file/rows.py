@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.data._rows import read_rows
+from distill.data._rows import read_rows, refuse_halves
 from distill.errors import DataError
 from distill.teacher.file import File
 
@@ -23,7 +23,9 @@ def rows_of(teacher: File) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     path = Path(teacher.path)
     if path.is_file() and path.suffix in {".jsonl", ".csv"}:
-        yield from read_rows(str(path), teacher.split, asked_by="teacher.path")
+        for where, row in read_rows(str(path), teacher.split, asked_by="teacher.path"):
+            refuse_halves(row, where)
+            yield where, row
         return
     count = 0
     try:

@@ -74,15 +74,13 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
             if not isinstance(row, dict):
                 raise DataError(f"{where}: holds {type(row).__name__}; each line must be a JSON object.")
-            if "\\ud" in line or "\\uD" in line:
-                _refuse_halves(row, where)
             yield where, row
 
 
-def _refuse_halves(row: dict[str, Any], where: str) -> None:
-    """JSON can name half of a surrogate pair, as of an emoji cut in two; no file that we write could hold it."""
+def refuse_halves(content: Any, where: str) -> None:
+    """JSON can name half of a surrogate pair, as of an emoji cut in two; no tokenizer takes it, no file can hold it."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise DataError(

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from distill.data._dialogue import ASSISTANT, Layout, rows_of_dialogue
 from distill.data._prompt import fields_of, filled
-from distill.data._rows import read_rows, value_of
+from distill.data._rows import read_rows, refuse_halves, value_of
 from distill.errors import DataError
 from distill.example import Example, Examples
 from distill.option import STRICT, FileOrHubId
@@ -128,6 +128,7 @@ class Local:
             examples = [replace(example, teacher=teacher) for example in self.examples_of(row, where)]
             if self.text_field and not (examples[0].response or "").strip():
                 examples = []  # a student would learn that nothing follows
+            refuse_halves([(example.prompt, example.response) for example in examples], where)
             rows.append(examples)
         return rows
 
