@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distill.checkpoint import positions_of
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
 from distill.family.reading import Read
@@ -124,7 +125,7 @@ def _targets_fit(recipe: Recipe, teacher: dict[str, Any], student: dict[str, Any
 
 def _student_may_write(recipe: Recipe, teacher: dict[str, Any]) -> None:
     """With on-policy training, the teacher reads what the student wrote: as far as its own positions go."""
-    positions = teacher.get("max_position_embeddings") or teacher.get("n_positions")
+    positions = positions_of(teacher)
     if recipe.training.on_policy and positions and recipe.training.max_length > positions:
         raise RecipeError(
             f"training.max_length={recipe.training.max_length}, but the teacher has {positions} positions, and with "

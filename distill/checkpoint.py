@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def checkpoint_folder(name: str) -> str:
         return str(folder)
     at_home = os.path.expanduser(name)  # no shell does it behind student.model=
     return str(Path(at_home).resolve()) if Path(at_home).is_dir() else name
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Most tokens of a row, as a config.json says; None where it does not."""
+    return config.get("max_position_embeddings") or config.get("n_positions")
 
 
 def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from distill._teacher_checks import (
     teachers_of,
 )
 from distill._weights_check import check_weights
+from distill.checkpoint import positions_of
 from distill.data import Data
 from distill.errors import DataError, RecipeError
 from distill.evaluation.exact_match import final_answer
@@ -149,7 +150,7 @@ def _refuse_unmerged(folder: Path) -> None:
 
 def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
     """What config.json says of layers and positions, against what the recipe asks of them."""
-    positions = student.get("max_position_embeddings") or student.get("n_positions")
+    positions = positions_of(student)
     if positions and recipe.training.max_length > positions:
         raise RecipeError(
             f"training.max_length={recipe.training.max_length}, but the student has {positions} positions. "

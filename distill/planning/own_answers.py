@@ -6,7 +6,7 @@ from distill.planning import rates
 from distill.planning.memory import FLOAT32
 from distill.planning.model import Model
 from distill.planning.site import Site
-from distill.planning.teaching import served_dtype
+from distill.planning.teaching import devices_of, served_dtype
 from distill.planning.weights import dtype_of
 
 AT_ONCE = 128
@@ -42,7 +42,7 @@ def own_answers_work(site: Site, teacher: Model | None, steps: float) -> rates.W
         return work
     option, length = recipe.teacher, site.volume.prompt + answer
     if option.kind == "vllm":
-        devices = min(hardware.count, option.tensor_parallel_size * option.pipeline_parallel_size)
+        devices = devices_of(option, hardware)
         passes, dtype = 0.0, served_dtype(option, teacher, hardware)
     else:
         assert option.kind == "hf"

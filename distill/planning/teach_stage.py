@@ -15,7 +15,7 @@ from distill.planning.placement import placed
 from distill.planning.result import Remedy, Stage
 from distill.planning.site import Site, asked_rows, fits, size_of
 from distill.planning.store_size import store_bytes
-from distill.planning.teaching import copies_of, rows_in_flight, served_bytes, served_dtype, teaching_need
+from distill.planning.teaching import copies_of, devices_of, rows_in_flight, served_bytes, served_dtype, teaching_need
 from distill.planning.volume import volume_of
 from distill.planning.weights import dtype_of, local_bytes
 
@@ -95,7 +95,7 @@ def teaching_work(site: Site, teacher: Any, model: Model) -> rates.Work:
     volume, hardware = site.volume, site.hardware
     rows, length = asked_rows(site), volume.prompt + volume.answer
     served = teacher.kind == "vllm"
-    devices = min(hardware.count, teacher.tensor_parallel_size * teacher.pipeline_parallel_size) if served else 1
+    devices = devices_of(teacher, hardware) if served else 1
     replicas = replicas_of(teacher, hardware)
     fetching = 0.0 if served else placed(teacher, model, hardware).seconds_per_pass
     dtype = served_dtype(teacher, model, hardware) if served else dtype_of(teacher, model)

@@ -133,7 +133,7 @@ def of_reader(
 
 def of_served(teacher: Vllm, model: Model, hardware: Hardware, *, length: int) -> Memory:
     """teacher=vllm: its share of the weights, and keys and values of the rows in flight at once."""
-    parallel, tensor = _devices_of(teacher, hardware), min(hardware.count, teacher.tensor_parallel_size)
+    parallel, tensor = devices_of(teacher, hardware), min(hardware.count, teacher.tensor_parallel_size)
     return Memory(
         weights=served_bytes(teacher, model) / parallel,
         kv_cache=min(teacher.concurrency, rows_in_flight(teacher, model, hardware, length))
@@ -166,7 +166,7 @@ def served_dtype(teacher: Vllm, model: Model, hardware: Hardware) -> str:
 
 def rows_in_flight(teacher: Vllm, model: Model, hardware: Hardware, length: int) -> int:
     """Rows of `length` tokens whose keys and values have room beside the weights; the others wait. At least one."""
-    parallel = _devices_of(teacher, hardware)
+    parallel = devices_of(teacher, hardware)
     share = teacher.gpu_memory_utilization or VLLM_SHARE
     room = share * hardware.device.memory_bytes * parallel - served_bytes(teacher, model) - 3e9 * parallel
     return max(1, int(room // model.kv_bytes(length)))
@@ -181,7 +181,7 @@ def copies_of(teacher: Vllm) -> int:
     return int(found[0]) if found and found[0].isdigit() and int(found[0]) else 1
 
 
-def _devices_of(teacher: Vllm, hardware: Hardware) -> int:
+def devices_of(teacher: Vllm, hardware: Hardware) -> int:
     """Of one copy, as far as they are there."""
     return min(hardware.count, teacher.tensor_parallel_size * teacher.pipeline_parallel_size)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill.artifact import fingerprint, write_whole
-from distill.checkpoint import read_config
+from distill.checkpoint import positions_of, read_config
 from distill.encoding import decode_response, encode_prompt, encode_response, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
 from distill.evaluation.exact_match import ExactMatch
@@ -43,7 +43,7 @@ def longest_row(recipe: Recipe) -> int:
     if teacher.kind != "hf":
         return longest
     config = text_part(read_config(teacher.model, teacher.revision, "teacher.model"))
-    return min(longest, config.get("max_position_embeddings") or config.get("n_positions") or longest)
+    return min(longest, positions_of(config) or longest)
 
 
 def unanswered(evaluation: Evaluation, row_sets: Mapping[str, Sequence[Example]]) -> list[str]:
