@@ -49,7 +49,7 @@ def compiled(kernel, architecture, dtype, gradient, num_warps=8, num_ctas=1, **c
             signature[name] = "i32" if whole else "fp32"
             if constants.get("PIECES") and (name.endswith("_stride") or name == "num_tokens"):
                 hints[(index,)] = [["tt.divisibility", 16]]
-    options = {"num_warps": num_warps, "num_ctas": num_ctas}
+    options = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": True}
     source = ASTSource(kernel, signature, fixed, hints)
     result = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     return result.asm["ptx"], *resources(tools / "cuobjdump", result.asm["cubin"])

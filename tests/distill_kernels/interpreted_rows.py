@@ -313,12 +313,26 @@ def test_the_rest_of_a_student_that_is_sure_is_exact(kind):
 
 @pytest.mark.parametrize("tail", ["bucket", "uniform", "zero", "renormalize", "sampled"])
 def test_ids_that_repeat_or_lie_outside_give_nan_in_their_row(tail):
-    ids = torch.tensor([[1, 2], [3, 3], [1, 40], [0, -1], [1, -2]])
-    values = torch.full((5, 2), 0.5 if tail == "sampled" else -1.0)
-    student = torch.randn(5, 40)
-    workspace = Workspace(5, 40, torch.float32, student.device)
+    """Cut to 32 bits, the ids of the last three would be 2, -1 and 2."""
+    far = [[2**32 + 2, 1], [1, 2**32 - 1], [1, 2 - 2**32]]
+    ids = torch.tensor([[1, 2], [3, 3], [1, 40], [0, -1], [1, -2], *far])
+    values = torch.full((8, 2), 0.5 if tail == "sampled" else -1.0)
+    student = torch.randn(8, 40)
+    workspace = Workspace(8, 40, torch.float32, student.device)
     loss = sparse_rows(student, ids, values, tail, None, None, Settings(kind="forward_kl"), workspace, student)
-    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True]
+    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True, True, True, True]
+
+
+def test_a_label_beyond_32_bits_gives_nan_in_its_row():
+    from distill_kernels import triton_dense, triton_sparse
+
+    labels, settings = torch.tensor([3, 2**32 + 3, 3 - 2**32]), Settings(kind="forward_kl", hard_weight=0.5)
+    student, teacher = torch.randn(3, 40), torch.randn(3, 40)
+    loss = triton_dense.dense_rows(student, teacher, labels, None, settings)
+    assert loss.isnan().tolist() == [False, True, True]
+    ids, values = torch.tensor([[1, 2]] * 3), torch.full((3, 2), -1.0)
+    loss = triton_sparse.sparse_rows(student, ids, values, "zero", labels, None, settings)
+    assert loss.isnan().tolist() == [False, True, True]
 
 
 def test_too_many_ids_are_refused():

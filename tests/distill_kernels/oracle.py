@@ -67,6 +67,17 @@ def mixed(
     return loss if labels is None else loss.masked_fill(labels == ignore_index, 0.0)
 
 
+def logits_of(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, low_rank: tuple[Tensor, ...] | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """(logits, the leaves of their own that they are made of); a low-rank part (A, B) counts half."""
+    tensors = [hidden, head, bias, *(low_rank or ())]
+    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
+    whole = exact[1] if low_rank is None else exact[1] + 0.5 * exact[4] @ exact[3]
+    logits = exact[0] @ whole.T
+    return logits if bias is None else logits + exact[2], [t for t in exact if t is not None and t.requires_grad]
+
+
 def dense_loss(student_logits: Tensor, teacher_logits: Tensor, kind: str, **options) -> Tensor:
     """`divergence(..., reduction="none")`, of float64 logits."""
     beta, alpha = options.pop("beta", 0.5), options.pop("alpha", 0.1)

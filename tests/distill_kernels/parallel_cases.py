@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from distill_kernels import LowRankHead, linear_divergence, linear_sparse_divergence
 from distill_kernels.settings import KINDS
-from oracle import dense_loss, sparse_loss
+from oracle import dense_loss, logits_of, sparse_loss
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,15 +58,6 @@ def randn(*shape, dtype=torch.float64, grad=False):
 def student(rows=N, dtype=torch.float64, bias=True):
     tensors = [randn(rows, H, dtype=dtype, grad=True), randn(V, H, dtype=dtype, grad=True)]
     return [*tensors, randn(V, dtype=dtype, grad=True) if bias else None]
-
-
-def logits_of(hidden, head, bias, low_rank=None):
-    """float64, from leaves of their own that stand first."""
-    tensors = [hidden, head, bias, *(low_rank or ())]
-    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
-    whole = exact[1] if low_rank is None else exact[1] + 0.5 * exact[4] @ exact[3]
-    logits = exact[0] @ whole.T
-    return logits if bias is None else logits + exact[2], [t for t in exact if t is not None and t.requires_grad]
 
 
 def rows_beside(num_rows, num_tokens):

@@ -81,6 +81,7 @@ def test_logits_and_chunks():
     [
         (IDS + 9, VALUES, {}, ["token_ids", "11", "0 to 9", "-1"]),
         (IDS - 4, VALUES, {}, ["token_ids", "-3"]),
+        (IDS - 3, VALUES, {}, ["token_ids: found -2"]),
         (IDS[:, :0], VALUES[:, :0], {}, ["token_ids", "[4, 0]"]),
         (IDS[0], VALUES, {}, ["token_ids", "[2]"]),
         (IDS, VALUES[:, :1], {}, ["values.shape", "[4, 1]", "[4, 2]"]),
@@ -105,6 +106,14 @@ def test_sparse(ids, values, options, words):
     with pytest.raises(ValueError) as caught:
         linear_sparse_divergence(HIDDEN, HEAD, ids, values, **options)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_ids_of_sequences():
+    hidden, ids, values = HIDDEN.view(2, 2, -1), IDS.view(2, 2, -1), VALUES.view(2, 2, -1)
+    found = linear_sparse_divergence(hidden, HEAD, ids, values, reduction="none")
+    assert torch.equal(found.flatten(), linear_sparse_divergence(HIDDEN, HEAD, IDS, VALUES, reduction="none"))
+    with pytest.raises(ValueError, match=r"token_ids: found shape \[2, 2, 0\]; needed \[2, 2, 'K'\]"):
+        linear_sparse_divergence(hidden, HEAD, ids[..., :0], values[..., :0])
 
 
 def test_rows_that_do_not_count_may_hold_anything():

@@ -1,13 +1,21 @@
 """Which rows are in memory at a time: all of them once, within the budget, the head's gradient added up seldom."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from distill_kernels import linear_divergence
+from distill_kernels import projection as projections
+from distill_kernels.calls import linear_call
 from distill_kernels.chunks import Chunks, choose_chunks
 from distill_kernels.projection import Projection
+from distill_kernels.settings import Settings
+from distill_kernels.softened import Workspace, logits_memory
+from distill_kernels.student import Student
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 
 GIB = 2**30
 
@@ -117,3 +125,45 @@ def test_the_gradient_of_a_float16_head_may_exceed_float16_before_it_is_divided(
     loss.backward()
     # by hand: the student spreads evenly, so the token's logit has the derivative 1 / V - 1 in every row
     assert student[1].grad[5, 0].item() == pytest.approx(60 * (1 / tokens - 1), rel=2e-3)
+
+
+def test_a_16_bit_head_is_added_up_in_float32_from_two_groups_on():
+    """Logits of all 12 rows or of half of them fit; a sum in 16 bits would round each half."""
+    options = asdict(Settings(kind="forward_kl"))
+    hidden, head = torch.randn(12, 4).bfloat16(), torch.randn(50, 4).bfloat16()
+    student = Student(hidden=hidden, head=head, bias=torch.zeros(50).bfloat16())
+    dtypes = []
+    for rows in (12, 6):
+        call = linear_call(student, (hidden, head, None), None, None, -100, "sum", None, rows * 50 * 4, options)
+        _, gradients = call.evaluate(student.flat_tensors, [True] * 3 + [False] * 2, None)
+        dtypes.append([None if gradient is None else gradient.dtype for gradient in gradients])
+    narrow, wide = torch.bfloat16, torch.float32
+    assert dtypes == [[narrow, narrow, wide, None, None], [narrow, wide, wide, None, None]]
+
+
+def test_rows_of_a_gpu_begin_at_multiples_of_128_bytes():
+    memory = logits_memory(3, 50_257, torch.bfloat16, torch.device("meta"))
+    assert memory.shape == (3, 50_257)
+    assert memory.stride(0) == 50_304  # 786 · 64: 786 times 128 bytes
+
+
+def test_the_buffers_are_gone_before_the_heads_gradient_is_made(monkeypatch):
+    """One group: chunk and blocks make room for the product of all rows."""
+    kept, at_the_end = [], []
+    take, write = Workspace.take, projections.write_product
+
+    def taking(self, name, num_rows):
+        buffer = take(self, name, num_rows)
+        kept.append(StorageWeakRef(buffer.untyped_storage()))
+        return buffer
+
+    def writing(into, a, b):
+        at_the_end.append([storage.expired() for storage in kept])
+        write(into, a, b)
+
+    monkeypatch.setattr(Workspace, "take", taking)
+    monkeypatch.setattr(projections, "write_product", writing)
+    hidden, head = torch.randn(12, 8).bfloat16().requires_grad_(), torch.randn(50, 8).bfloat16().requires_grad_()
+    linear_divergence(hidden, head, hidden.detach(), torch.randn(50, 8).bfloat16(), "jsd", chunk_bytes=4 * 50 * 4)
+    assert len(kept) >= 12  # four buffers of three chunks
+    assert at_the_end == [[True] * len(kept)] * 2  # by hidden states and by the head

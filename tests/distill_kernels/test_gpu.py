@@ -130,11 +130,11 @@ def test_sparse(tail):
 
 @pytest.mark.parametrize("tail", ["bucket", "uniform", "zero", "renormalize", "sampled"])
 def test_ids_that_repeat_or_lie_outside_give_nan_in_their_row(tail):
-    ids = torch.tensor([[1, 2], [3, 3], [1, 400], [0, -1], [1, -2]], device="cuda")
-    values = torch.full((5, 2), 0.5 if tail == "sampled" else -1.0, device="cuda")
-    here = [torch.randn(*shape, device="cuda") for shape in ((5, 8), (400, 8))]
+    ids = torch.tensor([[1, 2], [3, 3], [1, 400], [0, -1], [1, -2], [2**32 + 2, 1], [1, 2**32 - 1]], device="cuda")
+    values = torch.full((7, 2), 0.5 if tail == "sampled" else -1.0, device="cuda")
+    here = [torch.randn(*shape, device="cuda") for shape in ((7, 8), (400, 8))]
     loss = linear_sparse_divergence(*here, ids, values, tail=tail, reduction="none")
-    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True]
+    assert loss.isnan().tolist() == [False, tail != "sampled", True, False, True, True, True]
 
 
 def test_equal_from_run_to_run():

@@ -1,8 +1,13 @@
 """A head with a LoRA update: the gradients of the definition, and nothing of the head's size is made for them."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from distill_kernels import LowRankHead, linear_divergence, linear_sparse_divergence
+from distill_kernels.calls import linear_call
+from distill_kernels.settings import Settings
+from distill_kernels.student import Student
 from oracle import dense_loss, sparse_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,6 +89,32 @@ def test_nothing_of_the_heads_size_is_made(dtype):
     with Largest([hidden, merged]) as made:
         linear_sparse_divergence(hidden, merged, ids, values, chunk_bytes=20 * 1000 * dtype.itemsize).backward()
     assert made.elements == merged.numel()  # what it is spared
+
+
+def test_factors_of_float32_beside_a_head_of_bfloat16():
+    """As PEFT keeps them: products in bfloat16, gradients in float32."""
+    hidden, head, *teacher = case(torch.bfloat16)
+    A, B = (tensor.detach().float().requires_grad_() for tensor in (head.lora_A, head.lora_B))
+    wide = LowRankHead(weight=head.weight, lora_A=A, lora_B=B, scale=head.scale)
+    losses = [linear_divergence(hidden, made, *teacher, "jsd") for made in (wide, head)]
+    assert torch.equal(*losses)
+    wide_gradients = torch.autograd.grad(losses[0], (A, B))
+    narrow_gradients = torch.autograd.grad(losses[1], (head.lora_A, head.lora_B))
+    for found, right in zip(wide_gradients, narrow_gradients, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.equal(found.bfloat16(), right)
+
+
+@pytest.mark.parametrize("wanted", range(5))
+def test_what_is_not_wanted_is_not_made(wanted):
+    hidden, head, *teacher = case()
+    hidden, teacher = hidden.detach(), [tensor.double() for tensor in teacher]
+    student = Student.of(hidden, head, torch.zeros(len(head.weight), dtype=hidden.dtype))
+    rest = (None, None, -100, "sum", None, None, asdict(Settings(kind="tvd")))
+    call = linear_call(student, (*teacher, None), *rest)
+    flags = [index == wanted for index in range(5)]
+    _, gradients = call.evaluate(student.flat_tensors, flags, None)
+    assert [gradient is not None for gradient in gradients] == flags
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "lora_A", "lora_B"])

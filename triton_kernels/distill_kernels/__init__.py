@@ -11,6 +11,7 @@ arguments.py      what is refused, and with which words
 library.py        the same functions as operators of torch.library, for torch.compile
 settings.py       the options of one call
 autograd.py       gradients: taken in forward for a sum, in backward for a loss per row
+kept.py           a call's tensors in autograd's hands until backward
 student.py        the tensors that may want a gradient; a head with a low-rank update
 parallel.py       DTensors: heads that are gathered, and vocabularies that stay cut
 eager.py          the loop over chunks of rows

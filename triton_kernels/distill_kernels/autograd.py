@@ -5,30 +5,41 @@ graph is retained and walked again, and for a loss per row, which does not know 
 inputs are evaluated again in backward, with these as weights.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distill_kernels.implementation import runs_triton
+from distill_kernels.kept import put_back, taken_out
 
 Gradients = tuple[Tensor | None, ...]
-Evaluate = Callable[[Sequence[Tensor | None], Sequence[bool], Tensor | None], tuple[Tensor, Gradients]]
-"""(student tensors, which gradients are wanted, extra weight of each row) -> (loss of each row, gradients)."""
 
 _SLICE_ELEMENTS = 2**19
 
 
-def evaluate_with_gradient(evaluate: Evaluate, reduction: str, students: Sequence[Tensor | None]) -> Tensor:
+class Call(Protocol):
+    """A dataclass that holds all of a call but the student."""
+
+    def evaluate(
+        self, students: Sequence[Tensor | None], wanted: Sequence[bool], extra_N: Tensor | None
+    ) -> tuple[Tensor, Gradients]:
+        """Loss of each row and the wanted gradients; `extra_N` are weights of the rows beside the call's own."""
+        ...
+
+
+def evaluate_with_gradient(call: Call, reduction: str, students: Sequence[Tensor | None]) -> Tensor:
     """The loss, a scalar for reduction "sum" and `[N]` for "none", attached to the graph of `students`.
 
     Nothing is done for gradients where none can be asked for: under no_grad, or with every tensor frozen.
+
+    Backward raises RuntimeError, as autograd's own operators do, where it reads again what was changed in place since.
     """
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in students):
-        return _Loss.apply(evaluate, reduction, *students)
-    loss_N, _ = evaluate(students, [False] * len(students), None)
+        return _Loss.apply(call, reduction, *students)
+    loss_N, _ = call.evaluate(students, [False] * len(students), None)
     return total(loss_N) if reduction == "sum" else loss_N
 
 
@@ -39,15 +50,16 @@ def total(loss_N: Tensor) -> Tensor:
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, evaluate: Evaluate, reduction: str, *students: Tensor | None) -> Tensor:
+    def forward(ctx: Any, call: Call, reduction: str, *students: Tensor | None) -> Tensor:
         wanted = ctx.needs_input_grad[2:]
-        ctx.evaluate, ctx.reduction, ctx.wanted = evaluate, reduction, wanted
+        kept: list[Tensor] = []
+        ctx.call, ctx.reduction, ctx.wanted = taken_out(call, kept), reduction, wanted
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in students]
-        ctx.save_for_backward(*students)
+        ctx.save_for_backward(*students, *kept)
         if reduction == "none":
             ctx.gradients = None
-            return evaluate(students, [False] * len(students), None)[0]
-        loss_N, ctx.gradients = evaluate(students, wanted, None)
+            return call.evaluate(students, [False] * len(students), None)[0]
+        loss_N, ctx.gradients = call.evaluate(students, wanted, None)
         ctx.num_rows = len(loss_N)
         return total(loss_N)
 
@@ -60,7 +72,9 @@ class _Loss(torch.autograd.Function):
             pairs = zip(taken, ctx.dtypes, strict=True)
             return None, None, *(_scaled_away(gradient, upstream, dtype) for gradient, dtype in pairs)
         upstream_N = upstream.expand(ctx.num_rows) if ctx.reduction == "sum" else upstream
-        _, gradients = ctx.evaluate(ctx.saved_tensors, ctx.wanted, upstream_N)
+        saved, num_students = ctx.saved_tensors, len(ctx.wanted)
+        call = put_back(ctx.call, saved[num_students:])
+        _, gradients = call.evaluate(saved[:num_students], ctx.wanted, upstream_N)
         pairs = zip(gradients, ctx.dtypes, strict=True)
         return None, None, *(None if gradient is None else gradient.to(dtype) for gradient, dtype in pairs)
 

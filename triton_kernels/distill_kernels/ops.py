@@ -81,7 +81,7 @@ def divergence(
     if torch.compiler.is_compiling():
         return library.divergence(student_logits, teacher_logits, *rest, options)
     call = divergence_call(student_logits, teacher_logits, *rest, options)
-    loss = evaluate_with_gradient(call.evaluate, reduction, [student_logits])
+    loss = evaluate_with_gradient(call, reduction, [student_logits])
     return loss if reduction == "sum" else loss.view(student_logits.shape[:-1])
 
 
@@ -213,5 +213,5 @@ def linear_sparse_divergence(
 
 
 def _linear(call: LinearCall, reduction: str, local: Local) -> Tensor:
-    loss = evaluate_with_gradient(call.evaluate, reduction, local.student.flat_tensors)
+    loss = evaluate_with_gradient(call, reduction, local.student.flat_tensors)
     return local.result(loss if reduction == "sum" else loss.view(local.student.hidden.shape[:-1]))

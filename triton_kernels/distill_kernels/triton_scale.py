@@ -19,7 +19,8 @@ def scale_(gradient: Tensor, factor: Tensor) -> Tensor:
     if gradient.numel():
         launch: Any = _scale_kernel[(min(triton.cdiv(gradient.numel(), _BLOCK), _PROGRAMS),)]
         with device_of(gradient):
-            launch(gradient, factor.to(torch.float32), gradient.numel(), BLOCK=_BLOCK, num_warps=8)
+            by = factor.to(torch.float32)
+            launch(gradient, by, gradient.numel(), BLOCK=_BLOCK, num_warps=8, enable_fp_fusion=True)
     return gradient
 
 

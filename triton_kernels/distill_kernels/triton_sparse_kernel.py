@@ -80,7 +80,8 @@ def sparse_kernel(
 
     lane = tl.arange(0, IDS)
     ids_at, values_at = token_ids + row * ids_stride, values + row * values_stride
-    ids = tl.load(ids_at + lane * id_stride, mask=lane < num_ids, other=-1).to(tl.int32)
+    ids = tl.load(ids_at + lane * id_stride, mask=lane < num_ids, other=-1)
+    ids = tl.minimum(tl.maximum(ids, -2), num_tokens).to(tl.int32)  # cut as it is, 2**32 + 2 would be token 2
     present = (ids >= 0) & (ids < num_tokens)
     num_strange = tl.sum(((ids >= num_tokens) | (ids < -1)).to(tl.int32), 0)
     kept_at = begin + tl.where(present, ids, 0)
@@ -89,7 +90,7 @@ def sparse_kernel(
     kept = tl.where(present, capped(kept, kept_at, begin, end, student_factor, CAPPED), EMPTY)
     label_position, label_logit = begin, 0.0
     if HARD:
-        label_position = begin + tl.load(labels + row).to(tl.int32)
+        label_position = begin + tl.minimum(tl.maximum(tl.load(labels + row), -1), num_tokens).to(tl.int32)
         at = tl.full([1], label_position, tl.int32)
         known = within(at, begin, end)
         label_logit = tl.load(student_row + at, mask=known, other=EMPTY).to(tl.float32)
@@ -136,7 +137,6 @@ def sparse_kernel(
             mass,
             log_q,
             log_p,
-            present,
             others_total,
             others_sum,
             others_top,
@@ -166,7 +166,7 @@ def sparse_kernel(
         )  # fmt: skip
         result = by_kept
         if TAIL == "sampled":
-            result = slope * q - _added_up(ids, mass, ids_at, values_at, id_stride, value_stride, num_ids, IDS)
+            result = slope * q - _added_up(ids, ids_at, values_at, id_stride, value_stride, num_ids, IDS)
         result *= gradient_scale
         if HARD:
             hard_q = tl.exp2((kept - top) * hard_k) / hard_total
@@ -250,9 +250,7 @@ def _teacher(given, present, TAIL: tl.constexpr):
 
 
 @triton.jit
-def _linear(
-    q, mass, log_q, log_p, present, others_total, others_sum, others_top, top, total, num_others, k, TAIL: tl.constexpr
-):
+def _linear(q, mass, log_q, log_p, others_total, others_sum, others_top, top, total, num_others, k, TAIL: tl.constexpr):
     """The tails whose loss is linear in the student's log-probabilities: loss, the ids' gradient, and the others'
     as a multiple of their softmax plus a constant."""
     log_ratio = -log_q if TAIL == "sampled" else log_p - log_q
@@ -317,7 +315,7 @@ def _bucket(
 
 
 @triton.jit
-def _added_up(ids, mass, ids_at, values_at, id_stride, value_stride, num_ids, IDS: tl.constexpr):
+def _added_up(ids, ids_at, values_at, id_stride, value_stride, num_ids, IDS: tl.constexpr):
     """Each id's weight with that of its repetitions: all of them store the same gradient."""
     added = tl.zeros([IDS], tl.float32)
     for other in range(num_ids):
