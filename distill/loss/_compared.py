@@ -1,4 +1,4 @@
-"""What `loss=forward_kl`, `reverse_kl` and `jsd` have in common: two distributions, compared at one temperature."""
+"""What the divergences of `loss=` have in common: two distributions, compared at one temperature."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated

@@ -61,11 +61,11 @@ class Aligned:
         """Weighted sum over tokens, in nats: a span's divergence once for each of the student's tokens in it."""
         import torch
 
-        from distill.loss._divergence import LossTerms
+        from distill.loss._divergence import IGNORED, LossTerms
 
         assert targets.span_BT is not None and targets.span_logprob_BC is not None
         cross_entropy_BT = _cross_entropy(student)
-        counted_BT = student.labels_BT != -100
+        counted_BT = student.labels_BT != IGNORED
         weights_BT = torch.where(counted_BT, student.weights_BT, 0.0).to(cross_entropy_BT.dtype)
         inside_BT = counted_BT & (targets.span_BT >= 0)
 

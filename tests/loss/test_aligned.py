@@ -193,6 +193,12 @@ def test_zero_only_where_the_likelihoods_agree(temperature):
         assert (slope.sign() == math.copysign(1, step)).all()
 
 
+def test_a_likelihood_that_rounding_lifts_above_one_counts_as_one():
+    above, one = torch.tensor([3e-5]), torch.tensor([0.0])
+    for teacher, student in ((above, one), (one, above), (above, above)):
+        assert [float(part) for part in binarised_kl(teacher, student, 1.0)] == [0.0, 0.0]
+
+
 def test_a_high_temperature_compares_surprisals():
     """The limit is u ln(u / v) - u + v for u = -ln p and v = -ln q, nats of the two sides."""
     u, v = torch.tensor([0.2, 1.0, 5.0, 3.0]).double(), torch.tensor([0.4, 0.3, 5.5, 3.0]).double()

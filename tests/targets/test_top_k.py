@@ -132,7 +132,7 @@ def test_a_batch_tells_the_tail_that_float32_probabilities_do_not_leave_over():
     np.testing.assert_allclose(np.exp(batch["values"][0, 1:, 1]), [1e-9, 1e-5, 0.25, 0.0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"])
 @pytest.mark.parametrize(("is_stored", "most_degrees"), [(False, 0.05), (True, 2.5)])
 def test_a_sharp_teachers_gradient_survives(kind, is_stored, most_degrees):
     """The 8 bits of a stored log-probability turn it by 2.2 degrees at most; a lost tail would, by 66. The right one is
@@ -163,11 +163,16 @@ def test_a_sharp_teachers_gradient_survives(kind, is_stored, most_degrees):
     def kl(log_a_NB, log_b_NB):
         return (log_a_NB.exp() * (log_a_NB - log_b_NB)).sum()
 
-    log_m_NB = torch.logaddexp(log_p_NB, log_q_NB) - np.log(2)
+    def mixed(teachers):
+        return torch.logaddexp(log_p_NB + np.log(teachers), log_q_NB + np.log(1 - teachers))
+
     definition = {
         "forward_kl": lambda: kl(log_p_NB, log_q_NB),
         "reverse_kl": lambda: kl(log_q_NB, log_p_NB),
-        "jsd": lambda: (kl(log_p_NB, log_m_NB) + kl(log_q_NB, log_m_NB)) / 2,
+        "jsd": lambda: (kl(log_p_NB, mixed(0.5)) + kl(log_q_NB, mixed(0.5))) / 2,
+        "skew_forward_kl": lambda: kl(log_p_NB, mixed(0.1)),
+        "skew_reverse_kl": lambda: kl(log_q_NB, mixed(0.9)),
+        "tvd": lambda: (log_p_NB.exp() - log_q_NB.exp()).abs().sum() / 2,
     }
     right_NV = torch.autograd.grad(definition[kind](), exact_NV)[0]
     cosine_N = torch.nn.functional.cosine_similarity(found_NV, right_NV)
