@@ -7,6 +7,7 @@ Hydra then runs the one job, or every job of a sweep. torch is imported by the p
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -25,7 +26,7 @@ from distill._own_recipe import write_recipe
 from distill._sigterm import EXIT_CODE, Terminated, ignore_sigterm, raise_at_sigterm
 from distill._slurm_tasks import srun_task, submitted_task
 from distill.errors import DistillError, RecipeError, StageFailed
-from distill.progress import console, quiet_libraries
+from distill.progress import console, quiet_libraries, write_any_letter
 from distill.recipe import Recipe, parse
 from distill.record import log
 
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     distributed.started_by_hand()
     raise_at_sigterm()
     quiet_libraries()
+    write_any_letter()
     try:
         srun_task().announce()
         if distributed.several() and not distributed.join().leads:
@@ -149,8 +151,9 @@ def _arguments(typed: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> None:
-        flag = message.removeprefix("unrecognized arguments: --").partition("=")[0]
-        hint = f". Keys have no dashes: {flag}=…" if flag in {field.name for field in fields(Recipe)} else ""
+        flag = re.split(r"[= ]", message.removeprefix("unrecognized arguments: --"), maxsplit=1)[0]
+        keys = {"recipe", *(field.name for field in fields(Recipe))}
+        hint = f". Keys have no dashes: {flag}=…" if flag.partition(".")[0] in keys else ""
         raise RecipeError(f"{message}{hint}. See python -m distill --help")
 
     parser.error = refuse  # type: ignore[method-assign,assignment]

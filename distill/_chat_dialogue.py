@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from distill.data import Local
 from distill.errors import DataError, RecipeError
-from distill.runtime.speaking import NUM_SEEDS, Prompt, Sampling, Speaker
+from distill.example import Prompt, messages_of
+from distill.runtime.speaking import NUM_SEEDS, Sampling, Speaker
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -121,7 +122,7 @@ class Dialogue:
         except KeyboardInterrupt:
             said.interrupted = True
         if self.keeps and said.text:
-            self.exchanges.append((*_messages(prompt), {"role": "assistant", "content": said.text}))
+            self.exchanges.append((*messages_of(prompt), {"role": "assistant", "content": said.text}))
         return said
 
     def _prepared(self, prompt: Prompt, said: Said) -> tuple[list[int], Sampling]:
@@ -152,7 +153,7 @@ class Dialogue:
         system = ({"role": "system", "content": self.system},) if self.system is not None else ()
         before = (*system, *(message for exchange in exchanges for message in exchange))
         # a lone prompt as evaluation hands it over: without a template, text is not the same as a message with it
-        return self.speaker.encode((*before, *_messages(prompt)) if before else prompt)
+        return self.speaker.encode((*before, *messages_of(prompt)) if before else prompt)
 
 
 def keeps_dialogue(recipe: "Recipe | None", lines: Lines, speaker: Speaker) -> bool:
@@ -164,7 +165,3 @@ def keeps_dialogue(recipe: "Recipe | None", lines: Lines, speaker: Speaker) -> b
     if lines.is_text or (recipe is not None and recipe.data.kind == "local" and recipe.data.messages_field):
         return not lines.is_text
     return speaker.has_template and (recipe is None or recipe.student.kind != "scratch")
-
-
-def _messages(prompt: Prompt) -> Messages:
-    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.checkpoint import local_folder
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 from distill.run_folder import RunFolder
 from distill.workspace import store_folder
 
@@ -67,8 +67,7 @@ class Model:
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             if isinstance(error, RecipeError):
                 raise
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RecipeError(f"{self.name} does not load from {self.path}: {said[:300]}") from None
+            raise RecipeError(f"{self.name} does not load from {self.path}: {first_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _found_in_run(run: Path, default: str | None = None) -> Found:
     try:
         read = RunFolder.read(run)
     except ValueError as error:
-        raise RecipeError(f"{run}: a file of this run is broken: {str(error).splitlines()[0]}") from None
+        raise RecipeError(f"{run}: a file of this run is broken: {first_line(error)}") from None
     recipe = _recipe_of(run)
     proofs = {proof.get("package"): proof for proof in read.verification}
     models: dict[str, Model] = {}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distill.errors import DistillError, RecipeError
-from distill.progress import console, quiet_libraries
+from distill.progress import console, quiet_libraries, write_any_letter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
     """Exits with what `run` returns, a DistillError's own code, 130 when interrupted, 1 for faults of disk or ours."""
     quiet_libraries()
+    write_any_letter()
     try:
         code = run()
         sys.stdout.flush()

@@ -2,16 +2,16 @@
 
 import argparse
 import contextlib
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from distill._command import Parser, run_and_exit, visible_lines
 from distill.errors import DataError, RecipeError
 from distill.progress import console
+from distill.runtime.speaking import NUM_SEEDS
 
 if TYPE_CHECKING:
     from distill._chat_dialogue import Dialogue, Lines, Said
@@ -21,8 +21,6 @@ MAX_NEW_TOKENS = 256
 """Of an answer, where no recipe says how long they are."""
 MIN_TEMPERATURE = 0.001
 """Above 0: logits divided by much less overflow."""
-MAX_SEED = 2**32 - 2
-"""The next one has llama.cpp take another at every call."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,8 +37,6 @@ def _run(args: argparse.Namespace) -> int:
     found = found_in(args.folder)
     models, lines = found.chosen(args.package), Lines(found.recipe)
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not args.json
-    # what a model says may not fit a terminal's encoding
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="replace")
     with contextlib.ExitStack() as opened:
         dialogues = []
         for model in models:
@@ -240,8 +236,8 @@ def _arguments(typed: list[str] | None) -> argparse.Namespace:
         parser.error(f"--max-new-tokens {args.max_new_tokens}: it must be 1 or more")
     if not (args.temperature == 0 or MIN_TEMPERATURE <= args.temperature <= 10):
         parser.error(f"--temperature {args.temperature:g}: it must be 0, or lie between {MIN_TEMPERATURE:g} and 10")
-    if not 0 <= args.seed <= MAX_SEED:
-        parser.error(f"--seed {args.seed}: it must lie between 0 and {MAX_SEED}")
+    if not 0 <= args.seed < NUM_SEEDS:
+        parser.error(f"--seed {args.seed}: it must lie between 0 and {NUM_SEEDS - 1}")
     return args
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill._command import Parser, output, run_and_exit, visible
+from distill.errors import StageFailed
 
 PIPE_WIDTH = 160
 """Columns of a table that is not read in a terminal."""
@@ -50,19 +51,24 @@ def _run(args: argparse.Namespace) -> int:
     runs, left_out = find_runs(args.folders or [DEFAULT])
     if not runs:
         raise nothing_left(left_out)
-    groups = group_runs(runs)
+    groups, unwritten = group_runs(runs), None
     if page is not None:
-        write_page(groups, left_out, page)
+        try:
+            write_page(groups, left_out, page)
+        except OSError as error:  # what was asked for can still be read here
+            unwritten = error
     if args.json:
         from distill.comparing.as_json import as_json
 
         print(as_json(groups, left_out))
-        return 0
-    from distill.comparing.terminal import show
+    else:
+        from distill.comparing.terminal import show
 
-    out = output(PIPE_WIDTH)
-    show(groups, left_out, out)
-    out.print(f"Page: {visible(str(page))}", markup=False, soft_wrap=True)
+        show(groups, left_out, output(PIPE_WIDTH))
+    if unwritten:
+        raise StageFailed(f"{page}: {unwritten.strerror}. --html FILE writes the page elsewhere.")
+    if not args.json:
+        output(PIPE_WIDTH).print(f"Page: {visible(str(page))}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import DistillError, RecipeError, StageFailed
+from distill.errors import DistillError, RecipeError, StageFailed, first_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -331,7 +331,7 @@ def _meet() -> "tuple[Store, Store, int, int]":
     except DistError as error:
         raise StageFailed(
             f"Process {os.environ['RANK']} did not meet the other {int(os.environ['WORLD_SIZE']) - 1} at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}\n"
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {first_line(error)}\n"
             "All of them have to start within ten minutes, and reach process 0 there, whose port has to be free.\n"
             "MASTER_ADDR and MASTER_PORT name another place; with SLURM, in hydra.launcher.setup or before srun."
         ) from error

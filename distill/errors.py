@@ -40,6 +40,11 @@ class VerificationFailed(StageFailed):
     """A package was made, but does not load or does not say what its student says."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what somebody else's error says, 200 characters at most; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def did_you_mean(name: str, valid: Iterable[str], most: int = 1) -> str:
     """ "did you mean x or y? " for a name that is nearly one of `valid`, `most` of them at most; else empty."""
     near = difflib.get_close_matches(name, list(valid), n=most, cutoff=0.5)

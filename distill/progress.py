@@ -1,8 +1,10 @@
 """One line a stage and a bar for what takes longer; quiet where nobody watches."""
 
 import contextlib
+import io
 import logging
 import os
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,12 +45,35 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(lines) + "\n" * text.endswith("\n")
 
 
+def write_any_letter() -> None:
+    """What the encoding of standard output lacks is written as "?"; standard error does so by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def quiet_libraries() -> None:
     """Keeps from the terminal what libraries say of each other: nobody who runs a recipe can do anything about it."""
     # a kernel that it would fetch from the network; its own one is what we want (see runtime/bnb.py)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT asks transformers by a name that the latter has given up
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_HubWaits())
+
+
+class _HubWaits(logging.Filter):
+    """One line in place of two for each of five trials; the error that follows says what failed."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is shown."""
+        text = record.getMessage()
+        if " thrown while requesting " in text:
+            return False
+        if not text.startswith("Retrying in "):
+            return True
+        record.msg, first, self.said = "The hub does not answer; trying for half a minute.", not self.said, True
+        return first
 
 
 @contextlib.contextmanager

@@ -163,9 +163,14 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.fd, keys.encode())
 
-    def end(self) -> int:
-        """The exit code."""
-        _, status = os.waitpid(self.pid, 0)
+    def end(self, keys: str, seconds: float = 60) -> int:
+        """The exit code after these keys; typed again where they came before the prompt waited for any."""
+        deadline, pid, status = time.monotonic() + seconds, 0, 0
+        while pid == 0:
+            assert time.monotonic() < deadline, f"still there {seconds} s after {keys!r}"
+            self.type(keys)
+            time.sleep(1)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
         os.close(self.fd)
         return os.waitstatus_to_exitcode(status)
 
@@ -201,8 +206,7 @@ def test_in_a_terminal_answers_come_as_they_are_made_and_ctrl_c_stops_one(cyclin
         time.sleep(1)  # a process that Ctrl-C ends takes a moment
     terminal.type("/rest\r")
     assert "/rest: there are /reset and /quit." in terminal.until(PROMPT)
-    terminal.type(last)
-    assert terminal.end() == code
+    assert terminal.end(last) == code
 
 
 # a pipe

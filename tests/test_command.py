@@ -19,7 +19,7 @@ from tests.conftest import cli_environment
         ("megatron.__main__", "CHECKPOINT_FOLDER"),
         ("plan", "price_per_gpu_hour"),
         ("recipes", "hydra.searchpath"),
-        ("store", "--verify"),
+        ("store.__main__", "--verify"),
     ],
 )
 def test_help_is_fast_and_loads_nothing_heavy(name, words):

@@ -189,6 +189,24 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path):
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+def test_letters_that_the_terminal_lacks_end_nothing(tmp_path):
+    sweep(tmp_path / "runs", RESULTS)
+    command = [sys.executable, "-m", "distill.compare", "runs"]
+    ran = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, env=cli_environment() | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert b"82.0 % (80.0?84.0" in ran.stdout
+
+
+def test_a_page_that_cannot_be_written_costs_no_table(tmp_path):
+    sweep(tmp_path / "runs", RESULTS)
+    command = [sys.executable, "-m", "distill.compare", "runs", "--html", "/proc/page.html"]  # where nobody may write
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=cli_environment())
+    assert ran.returncode == 1 and "A  loss.kind=jsd" in ran.stdout
+    assert "--html FILE writes the page elsewhere" in ran.stderr and "Page:" not in ran.stdout
+
+
 def test_a_sweep_is_offered_for_comparison_once_two_runs_have_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = [make_run(tmp_path / "outputs" / "my runs" / str(number)) for number in range(3)]

@@ -236,7 +236,15 @@ def test_a_key_given_twice_is_said(work):
     assert "note: seed=1 is dropped: seed=2 comes after it." in done.stdout
 
 
-@pytest.mark.parametrize(("flag", "key"), [("--rehearse", "rehearse"), ("--until=train", "until")])
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--rehearse", "rehearse"),
+        ("--until=train", "until"),
+        ("--recipe=quickstart", "recipe"),
+        ("--training.max_steps=20", "training.max_steps"),
+    ],
+)
 def test_a_key_with_dashes_is_told_how_it_is_written(work, flag, key):
     done = start(work, flag, stand_in=False)
     assert done.returncode == 2
@@ -256,6 +264,10 @@ def test_help_is_one_screen_with_every_recipe_and_option(work):
     for name, comment in shipped.recipes().items():
         assert any(line.split()[:1] == [name] and comment.split()[0] in line for line in lines if line.strip()), name
     assert "__main__" not in done.stdout
+    mains = [file for file in (ROOT / "distill").rglob("[a-z]*.py") if '__name__ == "__main__"' in file.read_text()]
+    commands = {file.stem for file in mains}
+    assert {"plan", "chat"} <= commands
+    assert all(f".{command}" in done.stdout for command in commands | {"megatron"})
     # it says that a wrong key is answered with all of its group, which --cfg job does not show
     assert "training.x=1 is answered with all." in done.stdout
     wrong = start(work, "training.x=1", stand_in=False)
