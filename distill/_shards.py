@@ -20,8 +20,8 @@ from distill.targets.packing import pack, packed_bytes, unpack
 _FRAME = struct.Struct("<II")
 _HEAD = struct.Struct("<qIIIIBB16s")
 TEXT_ID_BITS = 32
-CUT = "teacher, cut"
-ANSWERED = {"data", "teacher", CUT, "student"}
+CUT, GOES_ON = "teacher, cut", "data, goes on"
+ANSWERED = {"data", "teacher", CUT, GOES_ON, "student"}
 """Sources of rows that have a response to learn from; any other source says why there is none."""
 
 # T tokens of a row, S of its positions with targets
@@ -32,7 +32,7 @@ class Row:
     """One prompt with its response.
 
     `source` is one of ANSWERED, else why there is no response to learn from.
-    `input_ids_T` int32 with the prompt first and the end-of-sequence token last, or None in a text store.
+    `input_ids_T` int32 with the prompt first and, where it ended, the end-of-sequence token last; None in a text store.
     `targets`: the teacher's distributions at the last S of the T - 1 positions that have a next token, or None.
     """
 
@@ -42,6 +42,11 @@ class Row:
     input_ids_T: np.ndarray | None = None
     prompt_length: int = 0
     targets: RowTargets | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the response ends here: it was not cut, and is no text that goes on in the next row."""
+        return self.source not in {CUT, GOES_ON}
 
     @property
     def key(self) -> bytes:

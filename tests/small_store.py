@@ -69,3 +69,9 @@ def assert_same(found: Row, wanted: Row) -> None:
         return
     for name, value in vars(wanted.targets).items():
         np.testing.assert_array_equal(vars(found.targets)[name], value, err_msg=name)
+
+
+def flip(file: Path, place: int, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)

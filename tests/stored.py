@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import store
 from distill._store_writer import StoreWriter
 from distill.artifact import Artifact, seal
 from distill.responses import Header, Row
+from distill.store.__main__ import main
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets
 from distill.targets.next_token import NextTokenTargets
@@ -87,4 +87,4 @@ def command_in(folder: Path, capsys, monkeypatch) -> Callable[..., tuple[int, st
     monkeypatch.delenv("DISTILL_STORE", raising=False)
     # thousands of small batches would each wait for the disk
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    return typed_in(store.main, folder, capsys, monkeypatch, columns=200)
+    return typed_in(main, folder, capsys, monkeypatch, columns=200)

@@ -16,40 +16,13 @@ from distill.errors import TargetMismatch
 from distill.responses import MAPPED_SHARDS, DamagedStore, Header, Row, TeacherResponses, shard_file
 from distill.targets.dense import DenseTargets
 from distill.targets.next_token import NextTokenTargets
-from tests.small_store import HEADER, TEXTS, answer, assert_same, contents, fill, plan
+from tests.small_store import HEADER, TEXTS, answer, assert_same, flip, plan
+
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk():
-    """A killed process loses nothing that it wrote; only a power cut would, and waiting for the disk is slow."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A finished store, to be read only."""
-    folder = tmp_path_factory.mktemp("store")
-    assert fill(folder) == plan(HEADER.num_rows)
-    return folder
-
-
-@pytest.fixture
-def copy(whole, tmp_path) -> Path:
-    for name, content in contents(whole).items():
-        (tmp_path / name).write_bytes(content)
-    return tmp_path
-
-
-def _flip(file: Path, place: int, bit: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1 << bit
-    file.write_bytes(content)
-
-
-def test_every_row_is_read_back_by_number_in_any_order(whole):
-    responses = TeacherResponses(whole)
+def test_every_row_is_read_back_by_number_in_any_order(whole_store):
+    responses = TeacherResponses(whole_store)
     assert len(responses) == HEADER.num_rows
     assert responses.header == HEADER
     numbers = list(range(HEADER.num_rows))
@@ -59,8 +32,8 @@ def test_every_row_is_read_back_by_number_in_any_order(whole):
             assert_same(responses[number], answer(number))
 
 
-def test_every_row_is_found_by_its_content_in_any_order(whole):
-    responses = TeacherResponses(whole)
+def test_every_row_is_found_by_its_content_in_any_order(whole_store):
+    responses = TeacherResponses(whole_store)
     first: dict[bytes, int] = {}
     for number in range(HEADER.num_rows):
         ids_T = answer(number).input_ids_T
@@ -74,9 +47,9 @@ def test_every_row_is_found_by_its_content_in_any_order(whole):
 
 
 @pytest.mark.parametrize("number", [-1, 300, 10**9])
-def test_a_number_outside_the_store_is_an_index_error(whole, number):
+def test_a_number_outside_the_store_is_an_index_error(whole_store, number):
     with pytest.raises(IndexError):
-        TeacherResponses(whole)[number]
+        TeacherResponses(whole_store)[number]
 
 
 def test_of_rows_with_the_same_content_the_first_is_found(tmp_path):
@@ -156,9 +129,9 @@ def test_a_store_for_another_tokenizer_or_template_names_both_sides():
             header.require(**theirs, student="little one", store=Path("store"))
 
 
-def test_a_damaged_length_does_not_ask_for_gigabytes(copy):
-    shard = shard_file(copy, 0)
-    _flip(shard, 3, bit=7)  # the highest bit of the first record's length: two GiB
+def test_a_damaged_length_does_not_ask_for_gigabytes(copied_store):
+    shard = shard_file(copied_store, 0)
+    flip(shard, 3, bit=7)  # the highest bit of the first record's length: two GiB
     tracemalloc.start()
     assert list(scan(shard)) == []
     peak = tracemalloc.get_traced_memory()[1]
@@ -166,20 +139,20 @@ def test_a_damaged_length_does_not_ask_for_gigabytes(copy):
     assert peak < 10 << 20
 
 
-def test_an_emptied_or_shortened_shard_is_named(copy):
+def test_an_emptied_or_shortened_shard_is_named(copied_store):
     for number, size in ((0, 0), (1, 100)):
-        os.truncate(shard_file(copy, number), size)
-        with pytest.raises(DamagedStore, match=shard_file(copy, number).name):
-            TeacherResponses(copy)[plan(HEADER.num_rows)[(number + 1) * SHARD_BATCHES - 1][-1]]
+        os.truncate(shard_file(copied_store, number), size)
+        with pytest.raises(DamagedStore, match=shard_file(copied_store, number).name):
+            TeacherResponses(copied_store)[plan(HEADER.num_rows)[(number + 1) * SHARD_BATCHES - 1][-1]]
 
 
-def test_an_index_that_points_to_another_row_is_no_silent_mistake(copy):
-    index = np.load(copy / "index.npy")
+def test_an_index_that_points_to_another_row_is_no_silent_mistake(copied_store):
+    index = np.load(copied_store / "index.npy")
     index[[4, 9]] = index[[9, 4]]
-    np.save(copy / "index.npy", index)
+    np.save(copied_store / "index.npy", index)
     for number in (4, 9):
         with pytest.raises(DamagedStore):
-            TeacherResponses(copy)[number]
+            TeacherResponses(copied_store)[number]
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +209,9 @@ def test_more_shards_than_the_process_may_open_files(large):
     assert all(row.input_ids_T is not None and row.input_ids_T[0] == row.number for row in rows)
 
 
-def test_too_many_open_files_is_not_called_damage(whole):
+def test_too_many_open_files_is_not_called_damage(whole_store):
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    responses = TeacherResponses(whole)
+    responses = TeacherResponses(whole_store)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
         with pytest.raises(OSError, match="open files"):

@@ -16,30 +16,9 @@ from distill._shards import scan
 from distill._store_writer import SHARD_BATCHES, StoreWriter
 from distill.errors import StageFailed
 from distill.responses import DamagedStore, Row, TeacherResponses, shard_file
-from tests.small_store import HEADER, answer, assert_same, contents, fill, plan
+from tests.small_store import HEADER, answer, assert_same, contents, fill, flip, plan
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk():
-    """A killed process loses nothing that it wrote; only a power cut would, and waiting for the disk is slow."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """A finished store, to be read only."""
-    folder = tmp_path_factory.mktemp("store")
-    assert fill(folder) == plan(HEADER.num_rows)
-    return folder
-
-
-@pytest.fixture
-def copy(whole, tmp_path) -> Path:
-    for name, content in contents(whole).items():
-        (tmp_path / name).write_bytes(content)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def killed_at(event: int, folder: Path) -> bool:
@@ -85,7 +64,7 @@ def killed_at(event: int, folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_killed_at_any_moment_and_resumed_ends_with_the_same_bytes(whole, tmp_path, seed):
+def test_killed_at_any_moment_and_resumed_ends_with_the_same_bytes(whole_store, tmp_path, seed):
     """SIGKILL again and again until it is done; most kills fall inside a batch, some inside the header or summary."""
     moments = random.Random(seed)
     kills = halves = done = 0
@@ -95,7 +74,7 @@ def test_killed_at_any_moment_and_resumed_ends_with_the_same_bytes(whole, tmp_pa
         halves += _has_half_a_record(tmp_path)
         before, done = done, sum(len(list(scan(file))) // 3 for file in tmp_path.glob("shard-*.bin"))
         assert done >= before, "what was whole has been lost"
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(whole_store)
     assert kills >= 5
     assert halves >= 1, "no kill fell inside a record: nothing has been shown"
 
@@ -108,9 +87,9 @@ def _has_half_a_record(folder: Path) -> bool:
     return any(file.stat().st_size > sum(r.length for r in scan(file)) for file in folder.glob("shard-*.bin"))
 
 
-def test_killed_between_the_files_of_the_index(whole, tmp_path):
+def test_killed_between_the_files_of_the_index(whole_store, tmp_path):
     """What finish() leaves when it dies between any two files, or inside one, is written anew."""
-    wanted = contents(whole)
+    wanted = contents(whole_store)
     shards = {name: content for name, content in wanted.items() if name.startswith("shard") or name == "header.json"}
     index = ["index.npy", "keys.npy", "numbers.npy", "summary.json.part"]
     for last in range(len(index)):
@@ -127,32 +106,26 @@ def test_killed_between_the_files_of_the_index(whole, tmp_path):
         assert contents(folder) == wanted
 
 
-def test_half_a_record_at_the_end_is_cut_and_its_batch_asked_again(copy, whole):
-    last = shard_file(copy, 3)
-    wanted = contents(whole)
+def test_half_a_record_at_the_end_is_cut_and_its_batch_asked_again(copied_store, whole_store):
+    last = shard_file(copied_store, 3)
+    wanted = contents(whole_store)
     records = list(scan(last))
     batches = plan(HEADER.num_rows)
     for cut in (1, 7, 8, 9, records[-1].length - 1):  # inside the frame, at its end, inside the head, one byte short
         last.write_bytes(wanted[last.name][: records[-1].offset + cut])
-        assert fill(copy) == batches[-1:], f"cut {cut} bytes into the last record"
-        assert contents(copy) == wanted
+        assert fill(copied_store) == batches[-1:], f"cut {cut} bytes into the last record"
+        assert contents(copied_store) == wanted
 
 
-def test_a_batch_that_is_half_on_disk_is_asked_again(copy, whole):
-    last = shard_file(copy, 3)
+def test_a_batch_that_is_half_on_disk_is_asked_again(copied_store, whole_store):
+    last = shard_file(copied_store, 3)
     records = list(scan(last))
     batches = plan(HEADER.num_rows)
     last.write_bytes(last.read_bytes()[: records[-4].offset])  # the first row of the last but one is gone, and on
-    writer = StoreWriter(copy, HEADER, batches)
+    writer = StoreWriter(copied_store, HEADER, batches)
     assert writer.num_missing() == 2 * 3 - 2 + 2
-    assert fill(copy) == batches[-2:]
-    assert contents(copy) == contents(whole)
-
-
-def _flip(file: Path, place: int, bit: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1 << bit
-    file.write_bytes(content)
+    assert fill(copied_store) == batches[-2:]
+    assert contents(copied_store) == contents(whole_store)
 
 
 def _places_of_every_part() -> list[tuple[str, int]]:
@@ -163,18 +136,18 @@ def _places_of_every_part() -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("part", "place"), _places_of_every_part())
-def test_a_flipped_bit_is_named_by_the_reader_and_asked_again_by_the_writer(copy, whole, part, place):
+def test_a_flipped_bit_is_named_by_the_reader_and_asked_again_by_the_writer(copied_store, whole_store, part, place):
     number = place % 4
-    shard = shard_file(copy, number)
+    shard = shard_file(copied_store, number)
     records = list(scan(shard))
     if part == "anywhere":
         place %= shard.stat().st_size
     else:
         place += records[place % len(records)].offset
-    _flip(shard, place, bit=place % 8)
+    flip(shard, place, bit=place % 8)
     hit = next(r for r in records if r.offset <= place < r.offset + r.length)
 
-    responses = TeacherResponses(copy)
+    responses = TeacherResponses(copied_store)
     with pytest.raises(DamagedStore, match=shard.name) as caught:
         responses[hit.number]
     assert caught.value.shard == shard
@@ -186,24 +159,24 @@ def test_a_flipped_bit_is_named_by_the_reader_and_asked_again_by_the_writer(copy
     in_shard = batches[number * SHARD_BATCHES : (number + 1) * SHARD_BATCHES]
     damaged = next(i for i, batch in enumerate(in_shard) if hit.number in batch)
     # a shard is appended to, so what stands behind the damage is asked again too; other shards are left alone
-    writer = StoreWriter(copy, HEADER, batches)
+    writer = StoreWriter(copied_store, HEADER, batches)
     assert writer.num_missing() == sum(map(len, in_shard[damaged:]))
-    assert fill(copy) == in_shard[damaged:]
-    assert contents(copy) == contents(whole)
+    assert fill(copied_store) == in_shard[damaged:]
+    assert contents(copied_store) == contents(whole_store)
 
 
 @pytest.mark.parametrize("gone", [0, 2, 3])
-def test_a_deleted_shard_is_named_and_its_batches_alone_are_asked_again(copy, whole, gone):
-    shard_file(copy, gone).unlink()
-    responses = TeacherResponses(copy)
+def test_a_deleted_shard_is_named_and_its_batches_alone_are_asked_again(copied_store, whole_store, gone):
+    shard_file(copied_store, gone).unlink()
+    responses = TeacherResponses(copied_store)
     batches = plan(HEADER.num_rows)
     lost = batches[gone * SHARD_BATCHES : (gone + 1) * SHARD_BATCHES]
-    with pytest.raises(DamagedStore, match=shard_file(copy, gone).name):
+    with pytest.raises(DamagedStore, match=shard_file(copied_store, gone).name):
         responses[lost[0][0]]
     kept = next(n for n in range(HEADER.num_rows) if all(n not in batch for batch in lost))
     assert_same(responses[kept], answer(kept))
-    assert fill(copy) == lost
-    assert contents(copy) == contents(whole)
+    assert fill(copied_store) == lost
+    assert contents(copied_store) == contents(whole_store)
 
 
 @pytest.mark.parametrize("change", [{"engine": "test 2"}, {"seed": 1}, {"teacher": "another"}, {"kept": 13}])
@@ -263,7 +236,7 @@ def test_a_store_is_not_finished_while_rows_are_missing(tmp_path):
         TeacherResponses(tmp_path)
 
 
-def test_a_full_disk_loses_the_batch_in_flight_alone(tmp_path, whole):
+def test_a_full_disk_loses_the_batch_in_flight_alone(tmp_path, whole_store):
     """A limit on the size of files stands for the full disk: the write fails half-way."""
     batches = plan(HEADER.num_rows)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -281,7 +254,7 @@ def test_a_full_disk_loses_the_batch_in_flight_alone(tmp_path, whole):
         signal.signal(signal.SIGXFSZ, handler)
     assert written > 3
     assert fill(tmp_path) == batches[written:]
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(whole_store)
 
 
 def test_a_token_that_does_not_fit_the_vocabulary_is_never_cut_down_to_another_one(tmp_path):
@@ -293,13 +266,13 @@ def test_a_token_that_does_not_fit_the_vocabulary_is_never_cut_down_to_another_o
                 writer.write([Row(0, "x", "teacher", np.array([1, wrong], dtype=np.int32), 1)])
 
 
-def test_the_summary_counts_what_is_there(whole):
-    summary = json.loads((whole / "summary.json").read_text())
+def test_the_summary_counts_what_is_there(whole_store):
+    summary = json.loads((whole_store / "summary.json").read_text())
     rows = [answer(number) for number in range(HEADER.num_rows)]
     assert summary["rows"] == 300
     assert summary["tokens"] == sum(len(row.input_ids_T) for row in rows if row.input_ids_T is not None)
     assert summary["targets"] == sum(len(row.targets) for row in rows if row.targets is not None)
-    assert summary["bytes"] == _size(whole)
+    assert summary["bytes"] == _size(whole_store)
     # by the definition of the format: two bytes a position, and 9 + 4 bits for each distinct id
     assert summary["target_bytes"] == sum(
         2 * len(row.targets) + -(-len(row.targets.token_ids_E) * 13 // 8) for row in rows if row.targets is not None

@@ -17,11 +17,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from distill._store_check import check
-    from distill._store_list import is_store, print_list, stores_below
-    from distill._store_prune import prune
-    from distill._store_show import show
     from distill.responses import SUMMARY
+    from distill.store.check import check
+    from distill.store.listing import is_store, print_list, stores_below
+    from distill.store.prune import prune
+    from distill.store.show import show
 
     folder = args.store or store_folder()
     if not folder.is_dir():

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distill._command import visible
-from distill._store_list import Facts, open_store
 from distill.encoding import load_tokenizer, tokenizer_hash
 from distill.errors import RecipeError, TargetMismatch
 from distill.responses import Header, Row, TeacherResponses
+from distill.store.listing import Facts, open_store
 from distill.targets import RowTargets
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets

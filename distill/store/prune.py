@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from distill._store_list import is_store
 from distill.artifact import locked, open_artifact
 from distill.errors import RecipeError
+from distill.store.listing import is_store
 from distill.workspace import RUNS
 
 RECORD = "record.jsonl"

@@ -129,22 +129,22 @@ def test_a_record_that_a_crash_cut_still_names_what_it_names(command, outputs):
 
 def test_an_artifact_that_a_run_names_meanwhile_stays(command, outputs, monkeypatch):
     """A run begins to use it after the records were read: they are read again under the artifact's lock."""
-    from distill import _store_prune
+    from distill.store import prune
 
-    locked = _store_prune.locked
+    locked = prune.locked
 
     def run_first(path, on_wait):
         if not (outputs / "late").exists():
             add_run(outputs / "late/run", 4)
         return locked(path, on_wait)
 
-    monkeypatch.setattr(_store_prune, "locked", run_first)
+    monkeypatch.setattr(prune, "locked", run_first)
     command("--prune", "--yes")
     assert (outputs / "store/responses" / fingerprint(4)).exists()
 
 
 def test_an_interrupted_deletion_leaves_no_half_artifact_and_is_finished_later(command, outputs, monkeypatch):
-    from distill import _store_prune
+    from distill.store import prune
 
     path = outputs / "store/responses" / fingerprint(4)
 
@@ -154,7 +154,7 @@ def test_an_interrupted_deletion_leaves_no_half_artifact_and_is_finished_later(c
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(_store_prune.shutil, "rmtree", interrupted)
+        patched.setattr(prune.shutil, "rmtree", interrupted)
         assert command("--prune", "--yes")[0] == 130
     assert not path.exists()
     assert list(outputs.glob("store/responses/*.pruned"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from distill._shards import ANSWERED, Row, scan
-from distill._store_list import open_store
 from distill.errors import StageFailed
 from distill.progress import bar
 from distill.responses import INDEX, KEYS, NUMBERS, SUMMARY, DamagedStore, TeacherResponses, shard_file
+from distill.store.listing import open_store
 
 NAMED_ROWS = 8
 """Of a shard's damaged rows, so many are named."""
