@@ -7,6 +7,7 @@ from distill.checkpoint import positions_of
 from distill.errors import DataError, RecipeError
 from distill.example import Examples
 from distill.family.reading import Read
+from distill.option import is_meant_as_path
 from distill.recipe import Recipe
 from distill.stages._local_teacher import keep_ids
 from distill.targets.layout import MAX_VOCAB
@@ -38,15 +39,12 @@ def check_teachers(recipe: Recipe, teachers: list[dict[str, Any]], student: dict
         _student_may_write(recipe, teacher)
     _served_can_give(recipe)
     for key, teacher in teachers_of(recipe).items():
-        if teacher.kind == "file" and not Path(teacher.path).exists() and is_meant_as_file(teacher.path):
+        if teacher.kind == "file" and not Path(teacher.path).exists() and is_meant_as_path(teacher.path):
             raise DataError(
                 f"{key}.path={teacher.path}: no such file. It takes a file, a folder, or a data set's hub id."
             )
-
-
-def is_meant_as_file(path: str) -> bool:
-    """Whether a path that does not exist was meant as one, and not as a hub id."""
-    return bool(Path(path).suffix) or path.startswith((".", "/", "~")) or path.count("/") > 1
+        if teacher.kind == "file" and teacher.requests and not Path(teacher.requests).is_file():
+            raise DataError(f"{key}.requests={teacher.requests}: no such file. It takes the .jsonl that was sent.")
 
 
 def check_tokenizers(recipe: Recipe) -> None:

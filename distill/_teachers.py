@@ -119,7 +119,7 @@ class Teachers:
 
             # a checkpoint that vLLM serves from a folder is known by its content, one on the hub by its name
             is_folder = teacher.kind == "vllm" and Path(teacher.model).is_dir()
-            return identity(teacher) | (self.workspace.weights(teacher=teacher) if is_folder else {})
+            return identity(teacher, self.wanted.kind) | (self.workspace.weights(teacher=teacher) if is_folder else {})
         inputs = self.workspace.weights(teacher=teacher) if teacher.kind == "hf" else {}
         averages_the_head = self.wanted.kind == "frozen_head"
         return inputs | (self.workspace.weights(student=self.recipe.student) if averages_the_head else {})

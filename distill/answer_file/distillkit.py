@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.answer_file.distillkit_codec import Compression, OldCompression, WrongBytes
 from distill.answer_file.given import GivenAnswer, field_of, list_of, token_ids
-from distill.errors import DataError
+from distill.errors import DataError, first_line
 from distill.teacher.file import File
 
 CONFIG = "compression_config.yaml"
@@ -70,7 +70,7 @@ def _compression(teacher: File) -> Compression | OldCompression:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not YAML ({str(error).splitlines()[0]}).") from None
+        raise DataError(f"{file}: not YAML ({first_line(error)}).") from None
     for section in SECTIONS:  # as in a DistillKit recipe
         if isinstance(config, dict) and isinstance(config.get(section), dict):
             config = config[section]

@@ -10,7 +10,7 @@ from distill.answer_file.layout import targets_layout, vocab_size_of
 from distill.answer_file.matching import match
 from distill.answer_file.reading import read_answers
 from distill.answer_file.row import to_row
-from distill.checkpoint import local_folder
+from distill.checkpoint import tokenizer_folder
 from distill.encoding import load_tokenizer, template_hash, tokenizer_hash
 from distill.errors import RecipeError, TargetMismatch
 from distill.example import Example
@@ -43,7 +43,7 @@ class FileTeacher:
     ):
         self.teacher, self.wanted = teacher, wanted
         self.name = teacher.name or (Path(teacher.path).stem if Path(teacher.path).exists() else teacher.path)
-        self.tokenizer = load_tokenizer(local_folder(*teacher.tokenizer_from)) if teacher.tokenizer_from else None
+        self.tokenizer = load_tokenizer(tokenizer_folder(*teacher.tokenizer_from)) if teacher.tokenizer_from else None
         if wanted.kind is not None and self.tokenizer is None:
             raise RecipeError(
                 "teacher=file: this loss compares the student with log-probabilities, which are of token ids. Name the "

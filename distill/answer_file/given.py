@@ -7,8 +7,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from distill.errors import DataError
+from distill.example import Prompt
 
-Prompt: TypeAlias = str | tuple[Mapping[str, str], ...]
 Values: TypeAlias = Literal["exact", "approximate", "renormalised"]
 
 LARGEST = 1e-3
@@ -26,7 +26,7 @@ class GivenAnswer:
     `top_ids_SK` int32, -1 where there is none; `top_logprobs_SK` float32 natural logarithms, -inf there.
     `next_logprobs_S` float32: of the token itself, where the layout says it apart from the others.
     `values`: "exact" log-probabilities, what is missing to one being the tail; "approximate" ones from a fitted curve;
-    "renormalised" over the K given, so that nobody knows the tail.
+    "renormalised" over the K given, so that nobody knows the tail. `cut`: the file says that the text does not end.
     """
 
     where: str
@@ -38,6 +38,7 @@ class GivenAnswer:
     top_logprobs_SK: np.ndarray | None = None
     next_logprobs_S: np.ndarray | None = None
     values: Values = "exact"
+    cut: bool = False
 
     @property
     def num_targets(self) -> int:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.answer_file.given import GivenAnswer, Prompt
+from distill.answer_file.given import GivenAnswer
 from distill.encoding import encode_prompt
 from distill.errors import DataError
-from distill.example import Example
+from distill.example import Example, Prompt, messages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,9 +82,7 @@ def _note(matched: list[GivenAnswer | None], unused: int) -> str | None:
 def _key(prompt: Prompt, text: str | None) -> Hashable:
     if prompt == "":
         return ("text", text)
-    if isinstance(prompt, str):
-        return (("user", prompt),)
-    return tuple((turn["role"], turn["content"]) for turn in prompt)
+    return tuple((turn["role"], turn["content"]) for turn in messages_of(prompt))
 
 
 class _ByIds:

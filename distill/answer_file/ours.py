@@ -3,7 +3,8 @@
     {"prompt": "2 + 2?", "response": "4", "tokens": [19, 2],
      "logprobs": [{"id": 19, "logprob": -0.1, "top": [[19, -0.1], [23, -3.2]]}, {"id": 2, "logprob": -0.01, "top": …}]}
 
-`messages` may take the prompt's place. `tokens` and `logprobs` may be missing. `tokens` are the response's own, with
+`messages` may take the prompt's place. `tokens` and `logprobs` may be missing, and `finish_reason`, as APIs give it,
+whose "length" says of an answer without tokens that it was cut. `tokens` are the response's own, with
 the end-of-sequence token when the answer ended by itself. `top` may be missing, and need not hold the token itself.
 """
 
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.answer_file.given import GivenAnswer, Prompt, field_of, padded, split_answer, token_ids, turns_of
+from distill.answer_file.given import GivenAnswer, field_of, padded, split_answer, token_ids, turns_of
 from distill.errors import DataError
+from distill.example import Prompt
 from distill.teacher.file import File
 
 
@@ -24,7 +26,7 @@ def reader(teacher: File) -> Callable[[Mapping[str, Any], str], GivenAnswer]:
         prompt, text = _prompt_and_text(row, teacher, where)
         tokens, logprobs = row.get("tokens"), row.get(teacher.logprobs_field)
         if tokens is None and logprobs is None:
-            return GivenAnswer(where, prompt, text)
+            return GivenAnswer(where, prompt, text, cut=row.get("finish_reason") == "length")
         ids_T = None if tokens is None else token_ids(tokens, "tokens", where)
         if logprobs is None:
             return GivenAnswer(where, prompt, text, ids_T)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from distill.answer_file import axolotl, axolotl_prepared, distillkit, ours
+from distill.answer_file import axolotl, axolotl_prepared, distillkit, openai_batch, ours
 from distill.answer_file.given import GivenAnswer, checked
 from distill.answer_file.rows import rows_of
 from distill.teacher.file import File
@@ -16,6 +16,7 @@ LAYOUTS = {
     "axolotl_prepared": axolotl_prepared,
     "axolotl_prepared_legacy": axolotl_prepared,
     "distillkit": distillkit,
+    "openai_batch": openai_batch,
 }
 
 
@@ -31,7 +32,9 @@ def read_answers(teacher: File) -> Iterator[GivenAnswer]:
         teacher = replace(teacher, layout=layout_of(first[1], teacher))
     read = LAYOUTS[teacher.layout].reader(teacher)
     for where, row in chain([first], rows):
-        yield checked(read(row, where))
+        answer = read(row, where)
+        if answer is not None:
+            yield checked(answer)
 
 
 def layout_of(row: Mapping[str, Any], teacher: File) -> Any:
@@ -40,6 +43,8 @@ def layout_of(row: Mapping[str, Any], teacher: File) -> Any:
         return "distillkit"
     if "input_ids" in row and "target_logprobs" in row:
         return "axolotl_prepared"
+    if openai_batch.is_row(row):
+        return "openai_batch"
     logprobs = row.get(teacher.logprobs_field)
     if logprobs is not None and ("target_token_ids" in row or axolotl.is_entries(logprobs)):
         return "axolotl"

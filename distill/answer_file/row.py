@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from distill._shards import Row
+from distill._shards import CUT, Row
 from distill.answer_file.given import GivenAnswer
 from distill.answer_file.top_k import next_logprobs, top_k_targets
 from distill.encoding import decode_response, encode_prompt, encode_response
 from distill.errors import DataError
-from distill.example import Example
+from distill.example import Example, messages_of
 from distill.stages.teach import ROOM_FOR_ANSWER
 from distill.targets import Layout, RowTargets
 from distill.targets.next_token import NextTokenTargets
@@ -37,15 +37,16 @@ def to_row(
     """The row of `example`: text alone without a tokenizer, with token ids by it, with targets where there is a layout.
 
     Targets are kept at the response's positions, or with `prompt_targets` at all. `source` is "teacher", "teacher, cut"
-    where the token ids do not end with the end-of-sequence token or the context ends before, "too long" for a prompt
-    that leaves no room, "none" without an answer.
+    where the file says so, the token ids do not end with the end-of-sequence token or the context ends before, "too
+    long" for a prompt that leaves no room, "none" without an answer.
 
     Raises:
         DataError: the answer's tokens, text and log-probabilities do not fit each other, the prompt or the tokenizer.
     """
     if tokenizer is None:
         assert layout is None
-        return Row(number, (answer.text or "") if answer else "", "teacher" if answer else "none")
+        source = "none" if answer is None else CUT if answer.cut else "teacher"
+        return Row(number, (answer.text or "") if answer else "", source)
     prompt = encode_prompt(tokenizer, example.prompt)
     if answer is None or (context is not None and len(prompt) + ROOM_FOR_ANSWER > context):
         source = "none" if answer is None else "too long"
@@ -60,7 +61,7 @@ def to_row(
         dropped = tokens.after + len(tokens.ids_T) - len(ids_T)
         first = 1 if prompt_targets else tokens.prompt_length
         targets = _targets(answer, ids_T, first, dropped, layout)
-    return Row(number, text, "teacher" if ended else "teacher, cut", ids_T, tokens.prompt_length, targets)
+    return Row(number, text, "teacher" if ended else CUT, ids_T, tokens.prompt_length, targets)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _tokens(answer: GivenAnswer, example: Example, prompt: list[int], tokenizer:
     elif answer.num_targets:
         ids_T = _conversation(answer, tokenizer)
     else:
-        response = encode_response(tokenizer, answer.text or "")
+        response = encode_response(tokenizer, answer.text or "")[: -1 if answer.cut else None]
         return _Tokens(np.array(prompt + response, dtype=np.int32), len(prompt))
     start = len(prompt)
     if example.prompt == "":
@@ -109,8 +110,7 @@ def _conversation(answer: GivenAnswer, tokenizer: "PreTrainedTokenizerBase") -> 
     if not tokenizer.chat_template:
         ids = encode_prompt(tokenizer, answer.prompt) + encode_response(tokenizer, answer.text)
         return np.array(ids, dtype=np.int32)
-    prompt = [{"role": "user", "content": answer.prompt}] if isinstance(answer.prompt, str) else answer.prompt
-    turns = [*(dict(turn) for turn in prompt), {"role": "assistant", "content": answer.text}]
+    turns = [*messages_of(answer.prompt), {"role": "assistant", "content": answer.text}]
     text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
     return np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.data._rows import read_rows, refuse_halves
-from distill.errors import DataError
+from distill.errors import DataError, first_line
+from distill.option import is_meant_as_path
 from distill.teacher.file import File
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _batches(teacher: File, path: Path) -> "Iterator[tuple[str, pyarrow.RecordBa
 
 def _hub(teacher: File) -> "Iterator[tuple[str, pyarrow.Table]]":
     name = teacher.path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in {".jsonl", ".csv", ".parquet"}:
+    if is_meant_as_path(name):
         raise DataError(
             f"teacher.path={name}: no such file. It takes a .jsonl, .csv or .parquet file, a folder, or a hub id."
         )
@@ -84,7 +85,7 @@ def _hub(teacher: File) -> "Iterator[tuple[str, pyarrow.Table]]":
     except Exception as error:  # the hub's client raises a dozen types: offline, gated, no such set, no such split
         raise DataError(
             f"teacher.path={name}: no such file here, and the hub gave no split {teacher.split!r} of it "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+            f"({type(error).__name__}: {first_line(error)})."
         ) from None
     yield from ((f"{name} [{teacher.split}]", batch) for batch in _of_set(rows))
 

@@ -30,6 +30,9 @@ LARGE = 4096
 BY_ID = {"return_tokens_as_token_ids": True}
 """vLLM's extension: tokens are named by id. Ignored by llama.cpp and SGLang, refused by OpenAI."""
 
+PUSH = 1_000_000_000
+"""Added to the logit of the token that the server is to say; what it reports are the logits before any push."""
+
 PLAIN_SAMPLING = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """No cut-offs: llama.cpp has top_k=40, top_p=0.95 and min_p=0.05 of its own, vLLM generation_config.json's. Some refuse
 these values for no cut-off (OpenRouter wants a top_k of 0 or more, TGI a top_p below 1): there they are left out."""
@@ -237,7 +240,7 @@ async def _scoring(asker: Asker, found: Capabilities) -> Capabilities:
     if tokens is not None and len(tokens) in (len(PROBE_IDS), len(PROBE_IDS) + 1) and all(t.top for t in tokens[1:]):
         return replace(found, scoring="echo", score_logprobs=number)
     if found.ids and found.plain_token is not None:
-        pushed = {**body, "logprobs": 1, "logit_bias": {str(found.plain_token): 1_000_000_000}}
+        pushed = {**body, "logprobs": 1, "logit_bias": {str(found.plain_token): PUSH}}
         answer, _ = await _try(asker, "/completions", pushed, read_answer)
         if answer is not None and answer.tokens and answer.tokens[0].id == found.plain_token:
             return replace(found, scoring="stepwise", score_logprobs=number)

@@ -16,10 +16,7 @@ from distill.served._replies import (
 )
 from distill.served.answer import Alternative, Token, alternatives_from_json, alternatives_to_json, content_key
 from distill.served.faults import Malformed
-from distill.served.probe import BY_ID, Capabilities, echoed
-
-PUSH = 1_000_000_000
-"""Added to the logit of the token that the server is to say; what it reports are the logits before any push."""
+from distill.served.probe import BY_ID, PUSH, Capabilities, echoed
 
 Tops = list[tuple[Alternative, ...]]
 

@@ -10,6 +10,10 @@ from distill.targets import Layout
 from distill.teacher._served import Served as Option
 from distill.teacher.server import Server
 
+AMONG = 5
+"""Alternatives among which the other ends of an answer are looked for, where a teacher has several; all endpoints give
+so many. One that is not among them is less likely than any of them."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,9 +34,18 @@ class Plan:
 
 
 def plan(
-    teacher: Option, wanted: Wanted, able: Capabilities, where: str, vocab_size: int | None, *, given_rows: bool
+    teacher: Option,
+    wanted: Wanted,
+    able: Capabilities,
+    where: str,
+    vocab_size: int | None,
+    *,
+    given_rows: bool,
+    num_ends: int = 1,
 ) -> Plan:
     """What this endpoint is asked for. `given_rows`: some rows that need targets are not its own answers.
+
+    `num_ends`: token ids that may end an answer and count alike.
 
     Raises:
         RecipeError: it cannot give what the loss needs; the message says what it can do.
@@ -66,8 +79,9 @@ def plan(
         kept = min(kept, able.score_logprobs)
     can_score = can_score and able.score_logprobs >= (kept if wanted.kind == "top_k" else 1)
     layout = Layout("top_k", vocab_size, kept) if wanted.kind == "top_k" else Layout("next", vocab_size)
-    tops = kept if wanted.kind == "top_k" else 1
-    return Plan(by_ids, tops if from_answers else 0, from_answers, can_score, tops, layout, context)
+    most = AMONG if num_ends > 1 else 1
+    tops, score_tops = (kept, kept) if wanted.kind == "top_k" else (min(most, given), min(most, able.score_logprobs))
+    return Plan(by_ids, tops if from_answers else 0, from_answers, can_score, score_tops, layout, context)
 
 
 def refuse_targets(teacher: Option, kind: str | None, temperature: float, key: str) -> None:

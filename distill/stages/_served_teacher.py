@@ -12,9 +12,9 @@ import numpy as np
 
 from distill._shards import ANSWERED, CUT, Row
 from distill.answer_file.layout import vocab_size_of
-from distill.checkpoint import local_folder
+from distill.checkpoint import tokenizer_folder
 from distill.encoding import encode_prompt, encode_response, load_tokenizer, template_hash, tokenizer_hash
-from distill.example import Example
+from distill.example import Example, messages_of
 from distill.responses import Header
 from distill.served.answer import Answer, Request
 from distill.served.client import Served
@@ -22,7 +22,7 @@ from distill.served.endpoint import Endpoint
 from distill.served.faults import PromptsTooLong
 from distill.stages._served_check import check_temperature, check_tokenizer
 from distill.stages._served_plan import Plan, key_of, plan
-from distill.stages._served_tokens import TokenIds, targets
+from distill.stages._served_tokens import TokenIds, end_ids, targets
 from distill.stages.teach import NO_TARGETS, ROOM_FOR_ANSWER, TOO_LONG, WITHHELD, Question, Wanted
 from distill.teacher._served import Served as Option
 from distill.teacher.server import Server
@@ -61,13 +61,19 @@ def open_server(
         yield ServedTeacher(teacher, wanted, served, examples, name, note, on_policy=on_policy)
 
 
-def identity(teacher: Option) -> dict[str, str]:
-    """What decides the responses beside the option's own settings: the tokenizer, wherever its files lie."""
+def identity(teacher: Option, kind: str | None) -> dict[str, str]:
+    """What decides the responses beside the option's own settings: the tokenizer, wherever its files lie.
+
+    And, with targets of this kind, which tokens end an answer beside the tokenizer's own.
+    """
     if teacher.tokenizer_from is None:
         return {}
-    tokenizer = load_tokenizer(local_folder(*teacher.tokenizer_from))
+    folder = tokenizer_folder(*teacher.tokenizer_from)
+    tokenizer = load_tokenizer(folder)
     vocab_size = vocab_size_of(teacher.tokenizer_from, tokenizer)
-    return {"tokenizer": f"{tokenizer_hash(tokenizer)} {template_hash(tokenizer)} {vocab_size}"}
+    found = {"tokenizer": f"{tokenizer_hash(tokenizer)} {template_hash(tokenizer)} {vocab_size}"}
+    ends = sorted(end_ids(folder, tokenizer))
+    return found if kind != "next" or len(ends) == 1 else {**found, "ends": json.dumps(ends)}
 
 
 def journal_of(journals: Path, *of: str) -> Path:
@@ -92,19 +98,31 @@ class ServedTeacher:
         self.teacher, self.wanted, self.served, self.examples, self.note = teacher, wanted, served, examples, note
         self.name = name
         self.tokenizer = self.vocab_size = None
+        ends: frozenset[int] = frozenset()
         if teacher.tokenizer_from:
-            self.tokenizer = load_tokenizer(local_folder(*teacher.tokenizer_from))
+            folder = tokenizer_folder(*teacher.tokenizer_from)
+            self.tokenizer = load_tokenizer(folder)
             self.vocab_size = vocab_size_of(teacher.tokenizer_from, self.tokenizer)
+            if wanted.kind == "next":  # a student with other tokens learns how likely the end is, whichever it was
+                ends = end_ids(folder, self.tokenizer)
         own = any(example.response is not None for example in examples)
         given = on_policy or (own and (teacher.responses == "data" or teacher.keep_answers))
         self.where = f"{served.endpoint.model} at {served.endpoint.base_url}"
-        self.plan: Plan = plan(teacher, wanted, served.capabilities, self.where, self.vocab_size, given_rows=given)
+        self.plan: Plan = plan(
+            teacher,
+            wanted,
+            served.capabilities,
+            self.where,
+            self.vocab_size,
+            given_rows=given,
+            num_ends=len(ends),
+        )
         self.layout = self.plan.layout
         self.context = self.plan.context or UNLIMITED
         self.token_ids = None
         if self.tokenizer is not None:
             assert self.vocab_size is not None
-            self.token_ids = TokenIds(self.tokenizer, self.vocab_size)
+            self.token_ids = TokenIds(self.tokenizer, self.vocab_size, ends)
             if self.plan.by_ids or self.layout is not None:
                 check_tokenizer(served, self.plan, self.token_ids, teacher, self.where)
                 check_temperature(served, self.plan, self.token_ids, teacher, self.where)
@@ -197,6 +215,8 @@ class ServedTeacher:
                 where = self._positions(row)
                 following = _ids(row)[where.start + 1 : where.stop + 1]
                 tops = [self.token_ids.top(top, token) for top, token in zip(given, following, strict=True)]
+                if row.source != CUT and following[-1] == self.token_ids.eos:
+                    tops[-1] = self.token_ids.over(tops[-1])
                 own = [
                     dict(zip(*top, strict=True)).get(token, np.nan) for top, token in zip(tops, following, strict=True)
                 ]
@@ -221,7 +241,7 @@ class ServedTeacher:
             ids = tuple(question.prompt_ids or ())
             room = max(1, min(room, self.context - len(ids)))
         else:
-            messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+            messages = tuple(messages_of(prompt))
         return Request(
             messages=messages,
             token_ids=ids,

@@ -1,7 +1,9 @@
 """What a served teacher's tokens are in the ids of its tokenizer, and the targets that their log-probabilities make."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -33,12 +35,16 @@ class Said:
 
 
 class TokenIds:
-    """Ids of tokens that a server names by id or by bytes. Bytes that several ids stand for name none of them."""
+    """Ids of tokens that a server names by id or by bytes. Bytes that several ids stand for name none of them.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int):
+    `ends`: ids that say the same as the tokenizer's end of sequence where an answer ends (see `over`).
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, ends: Collection[int] = ()):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.bytes = TokenBytes(tokenizer)
         self.eos = cast(int, tokenizer.eos_token_id)
+        self.ends = frozenset({self.eos, *ends})
         added = tokenizer.added_tokens_decoder
         self.special = {self.eos, *(number for number, token in added.items() if token.special)}
         self._of_bytes = self._by_bytes()
@@ -89,16 +95,21 @@ class TokenIds:
         ]
         own = [token.logprob for token in said.tokens]
         if said.end is not None:
-            merged: dict[int, float] = {}
-            for alternative in said.end.top:
-                is_end = alternative.id == said.end.id and alternative.bytes == said.end.bytes
-                for number, logprob in zip(*self.top([alternative], self.eos if is_end else None), strict=True):
-                    number = self.eos if is_end else number
-                    merged[number] = float(np.logaddexp(merged.get(number, -np.inf), logprob))
-            merged.setdefault(self.eos, said.end.logprob)
-            return [*tops, ([*merged], [*merged.values()])], [*own, merged[self.eos]]
+            end = said.end
+            others = (a for a in end.top if (a.bytes != end.bytes if end.id is None else a.id != end.id))
+            ids, logprobs = self.top(others)
+            over = self.over(([self.eos, *ids], [end.logprob, *logprobs]))
+            return [*tops, over], [*own, over[1][0]]
         guess = float(np.mean(own)) if own else 0.0
         return [*tops, ([self.eos], [guess])], [*own, guess]
+
+    def over(self, top: Top) -> Top:
+        """`top` where an answer ends: every end as the tokenizer's end of sequence, their probabilities added up."""
+        merged: dict[int, float] = {}
+        for number, logprob in zip(*top, strict=True):
+            meant = self.eos if number in self.ends else number
+            merged[meant] = float(np.logaddexp(merged.get(meant, -np.inf), logprob))
+        return [*merged], [*merged.values()]
 
     def knows(self, content: bytes) -> bool:
         """Whether some token stands for these bytes, or, blanks aside, begins with them."""
@@ -134,6 +145,20 @@ class TokenIds:
         for number in fallback:
             found.setdefault(self.bytes.of(number), number)
         return found
+
+
+def end_ids(checkpoint: Path, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Every token that ends an answer: the tokenizer's end of sequence, and those that the checkpoint's files name.
+
+    Llama 3 has two and Gemma's chat models say another one than their tokenizers do. Of a tokenizer alone, its own.
+    """
+    eos = cast(int, tokenizer.eos_token_id)
+    for name in ("generation_config.json", "config.json"):
+        file = checkpoint / name
+        found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+        if found is not None:
+            return frozenset({eos, *(found if isinstance(found, list) else [found])})
+    return frozenset({eos})
 
 
 def targets(

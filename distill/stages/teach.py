@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distill._shards import CUT, Row
+from distill._shards import CUT, GOES_ON, Row
 from distill._store_writer import StoreWriter
 from distill.artifact import write_whole
 from distill.encoding import decode_response, encode_prompt, encode_response
@@ -32,7 +32,7 @@ NOT_LEARNT_FROM = {
     "no final answer": "{} answers of {} have no final answer (####): left out (teacher.filters).",
     "other answer": "{} answers of {} end in another answer than the data's: left out (teacher.filters).",
     "duplicate": "{} answers of {} say what another answer to the same prompt said: left out (teacher.filters).",
-    "cut": "{} answers of {} were cut at teacher.max_new_tokens: left out (teacher.filters).",
+    "cut": "{} answers of {} were cut before their end: left out (teacher.filters).",
     "empty": "{} answers of {} are empty: left out.",
     WITHHELD: "{} answers of {} were withheld by the server's own filter: left out.",
     NO_TARGETS: "{} answers of {} came without a log-probability for every token: left out.",
@@ -121,8 +121,7 @@ def copy_texts(examples: Sequence[Example], folder: Path) -> None:
     numbers = range(len(examples))
     writer = StoreWriter(folder, header, [numbers[i : i + TEXT_BATCH] for i in range(0, len(numbers), TEXT_BATCH)])
     for batch in writer.missing():
-        texts = [(n, examples[n].response) for n in batch]
-        writer.write([Row(n, text or "", NO_ANSWER if text is None else "data") for n, text in texts])
+        writer.write([Row(n, examples[n].response or "", _own_source(examples[n])) for n in batch])
     write_whole(folder / "notes.json", json.dumps(notes(writer.finish(), "their own")))
 
 
@@ -165,6 +164,11 @@ def notes(sources: Counter[str], teacher: str, samples: int = 1) -> list[str]:
         what, end = ("answer", "was cut ({}); it does") if one else ("answers", "were cut ({}); they do")
         said.append(f"{sources[CUT]} {what} of {teacher} {end.format(by)} not end.")
     return said
+
+
+def _own_source(example: Example) -> str:
+    """The source of a row with the data's own answer."""
+    return NO_ANSWER if example.response is None else "data" if example.ends else GOES_ON
 
 
 class _Rows:
@@ -229,13 +233,13 @@ class _Rows:
         if sample:
             return self._left_out(number, "", "own answer")
         if self.prompts is None:
-            return Row(number, example.response, "data")
+            return Row(number, example.response, _own_source(example))
         tokenizer, length = self.engine.tokenizer, len(self.prompts[prompt])
-        answer = encode_response(tokenizer, example.response)
+        answer = encode_response(tokenizer, example.response)[: None if example.ends else -1]
         ids = np.array([*self.prompts[prompt], *answer][:room], dtype=np.int32)
         if len(ids) < length + len(answer):  # longer than is read or learnt: it was cut, and does not end
             return Row(number, decode_response(tokenizer, ids[length:].tolist()), CUT, ids, length)
-        return Row(number, example.response, "data", ids, length)
+        return Row(number, example.response, _own_source(example), ids, length)
 
     def _filtered(self, rows: Sequence[Row]) -> Iterator[Row]:
         """The rows, those with an answer that `teacher.filters` does not take left out."""

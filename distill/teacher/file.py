@@ -22,7 +22,9 @@ class File:
     """Branch, tag or commit of `path` on the hub."""
     split: str = "train"
     """Split of a hub data set."""
-    layout: Literal["auto", "distill", "axolotl", "axolotl_prepared", "axolotl_prepared_legacy", "distillkit"] = "auto"
+    layout: Literal[
+        "auto", "distill", "axolotl", "axolotl_prepared", "axolotl_prepared_legacy", "distillkit", "openai_batch"
+    ] = "auto"
     """What the rows look like; auto: by the fields of the first one.
 
     distill: ours, {"prompt" or "messages", "response", and perhaps "tokens" and "logprobs"}; plain text is this one.
@@ -31,7 +33,10 @@ class File:
     were renormalised over the k kept, so the tail is lost and the targets are biased: for forward_kl alone.
     axolotl_prepared_legacy: the same as Axolotl 0.18.0 and older wrote it, row j for token j.
     distillkit: token ids with compressed log-probabilities; `packed_indices` of its old captures are renormalised too.
+    openai_batch: what a batch of requests was answered, for loss=text; the prompts are in `requests`.
     """
+    requests: FileOrHubId | None = None
+    """layout=openai_batch: the .jsonl file that was sent; its answers are found by their custom_id."""
     compression: FileOrHubId | None = None
     """layout=distillkit: the YAML file that says how it was packed. None: compression_config.yaml beside the data."""
     tokenizer: Annotated[str, AfterValidator(checkpoint_folder)] | None = None
@@ -80,7 +85,7 @@ class File:
 
     def decides(self, kind: str | None) -> dict[str, Any]:
         """The part of these settings that decides what is stored with targets of this kind, files aside."""
-        left_out = {"path", "compression", "tokenizer"}
+        left_out = {"path", "requests", "compression", "tokenizer"}
         if kind is None:
             left_out |= {"targets", "top_k", "logprob_temperature"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}

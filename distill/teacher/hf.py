@@ -1,6 +1,6 @@
 """`teacher=hf`: a transformers checkpoint in this process, from a folder or from the hub."""
 
-from dataclasses import asdict, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -8,14 +8,14 @@ from pydantic.dataclasses import dataclass
 
 from distill.checkpoint import checkpoint_folder
 from distill.option import STRICT
-from distill.teacher._asking import Filter, Targets, decides
+from distill.teacher._asking import Asked
 
 SMALL_BYTES = 200_000_000
 """Of stored weights: for fewer, dtype=auto is float32."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Hf:
+class Hf(Asked):
     """A local or hub checkpoint; asked once, its answers and targets are kept, then it is unloaded."""
 
     kind: Literal["hf"]
@@ -25,16 +25,7 @@ class Hf:
     """Branch, tag or commit on the hub."""
     live: bool = False
     """Keep the teacher in memory beside the student: its whole distribution is used, and no `targets` are stored."""
-    responses: Literal["generate", "data"] = "generate"
-    """Whose text the student learns from: the teacher's own answers, or the data's."""
-    keep_answers: bool = False
-    """With `responses: generate`: rows that have an answer of their own keep it, the teacher answers the rest."""
-    samples: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Answers to each prompt; more than one needs a temperature."""
-    filters: list[Filter] = field(default_factory=list)
-    """Answers that are left out: `cut`, without a `final_answer` (####), with another one than the data's
-    (`known_answer`), `duplicate` of another answer to the same prompt."""
-    targets: Targets = "auto"
+    targets: Literal["auto", "sampled", "top_k", "dense", "frozen_head"] = "auto"
     """What is kept of the teacher's distributions. auto: sampled for forward_kl, top_k for the other divergences."""
     draws: Annotated[int, Field(ge=1, le=4096)] = 50
     """With sampled targets: points drawn on each distribution."""
@@ -42,9 +33,6 @@ class Hf:
     """With top_k targets: token ids kept for each position; the rest of the distribution is one tail bucket."""
     always_keep: list[str] = field(default_factory=list)
     """With top_k targets: tokens that every position keeps, such as a tool call's; the end of an answer always is."""
-    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Sampling temperature of generated answers; 0 takes the most likely token."""
-    max_new_tokens: Annotated[int, Field(ge=1)] = 256
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Prompts answered at once. A batch is also what is written at once, and what a crash can lose."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -54,12 +42,6 @@ class Hf:
     device_map: Literal["auto"] | None = None
     """auto: spread over all GPUs (and the CPU's memory) by accelerate; None: on one device."""
 
-    def __post_init__(self) -> None:
-        if self.samples > 1 and self.responses == "data":
-            raise ValueError(f"samples={self.samples}: the data has one answer to each prompt; use responses=generate")
-        if self.samples > 1 and not self.temperature:
-            raise ValueError(f"samples={self.samples} of the most likely answer are all the same; give a temperature")
-
     @property
     def tokenizer_from(self) -> tuple[str, str | None]:
         """The checkpoint, and its revision, whose tokenizer gives the token ids of the answers."""
@@ -68,4 +50,4 @@ class Hf:
     def decides(self, kind: str | None) -> dict[str, Any]:
         """The part of these settings that decides what is stored with targets of this kind, weights aside."""
         # a live teacher gives the same text
-        return decides(asdict(self), kind, but_not=("model", "live"))
+        return self.decides_but(("model", "live"), kind)

@@ -1,6 +1,7 @@
 """The engine of served teachers, in front of a real llama.cpp and of other servers' dialects of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from distill._shards import CUT
 from distill.encoding import encode_prompt, encode_response, load_tokenizer
 from distill.example import Example
-from distill.stages._served_teacher import journal_of, open_server
+from distill.served.answer import Alternative, Token
+from distill.stages._served_teacher import identity, journal_of, open_server
+from distill.stages._served_tokens import Said, TokenIds
 from distill.stages.teach import NO_TARGETS
 from distill.targets.top_k import TopKTargets
 from tests.served.dialects import ChatOnly, Echo, Vllm
@@ -53,6 +56,55 @@ def test_targets_by_scoring_are_those_of_transformers(llama, opened, problems, w
         truth = logprobs(QUICKSTART, row.input_ids_T)
         assert len(row.targets) == len(row.input_ids_T) - (1 if wanted is WITH_PROMPTS else row.prompt_length)
         check_row(row, truth, 64) if wanted is not NEXT else check_next(row, truth)
+
+
+def with_ends(folder, *ends):
+    """The teacher's tokenizer, beside settings that name these ends of an answer."""
+    shutil.copytree(QUICKSTART, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ends]}))
+    return str(folder)
+
+
+def test_a_student_with_other_tokens_learns_of_every_end(llama, opened, problems, tmp_path):
+    """Where the teacher would go on with another end, which Llama 3 and Gemma have, the answer is over for it too."""
+    whole = own_rows(problems[:1])[0].input_ids_T
+    ids = np.array([*whole[:-6], 0], dtype=np.int32)
+    truth = logprobs(QUICKSTART, ids)[len(ids) - 2]
+    other = int(truth.argmax())
+    assert other != 0 and truth[0] < -3, "the answer does not end here"
+    row = given_row(ids, len(ids) - 4)
+    both = tmp_path / "both"
+    with opened(llama, NEXT, problems[:1], responses="data", tokenizer=with_ends(both, 0, other)) as engine:
+        ended = engine.with_targets([row])[0].targets.logprobs_S
+    with opened(llama, NEXT, problems[:1], responses="data") as engine:
+        plain = engine.with_targets([row])[0].targets.logprobs_S
+    assert plain[-1] == pytest.approx(truth[0], abs=1e-3)
+    assert ended[-1] == pytest.approx(np.log(np.exp(truth[0]) + np.exp(truth[other])), abs=1e-3)
+    np.testing.assert_allclose(ended[:-1], plain[:-1], atol=1e-5)  # inside the answer it is a token like any other
+    # answers are asked for with as many alternatives as the other ends may be among
+    with opened(llama, NEXT, problems[:1], tokenizer=str(both)) as engine:
+        assert engine.plan.tops == 5
+    with opened(llama, NEXT, problems[:1]) as engine:
+        assert engine.plan.tops == 1
+    with opened(llama, TOP_K, problems[:1], tokenizer=str(both)) as engine:
+        assert engine.plan.tops == 20 and engine.token_ids.ends == {0}  # its students have both tokens
+
+
+@pytest.mark.parametrize("said", [0, 7], ids=["the tokenizer's", "another"])
+def test_the_end_of_an_answer_is_as_likely_as_all_ends_together(said):
+    tokens = TokenIds(load_tokenizer(QUICKSTART), 640, ends=(0, 7))
+    probabilities = {0: 0.5, 7: 0.25, 300: 0.125}
+    top = tuple(Alternative(number, None, np.log(p)) for number, p in probabilities.items())
+    for among in (top, tuple(a for a in top if a.id != said)):  # a sampled end may not be among the likeliest
+        tops, own = tokens.tops(Said([], [], Token(said, None, np.log(probabilities[said]), among)))
+        assert own == pytest.approx([np.log(0.75)])
+        assert dict(zip(*tops[0], strict=True)) == pytest.approx({0: np.log(0.75), 300: np.log(0.125)})
+
+
+def test_several_ends_make_other_targets_of_spans_alone(tmp_path):
+    one, two = option("http://x/v1"), option("http://x/v1", tokenizer=with_ends(tmp_path / "two", 0, 7))
+    assert identity(one, "next") == identity(one, "top_k") == identity(two, "top_k")
+    assert identity(two, "next") == {**identity(one, "next"), "ends": "[0, 7]"}
 
 
 def test_a_sentencepiece_teacher(shared_data, opened, tmp_path, notes):

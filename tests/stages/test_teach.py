@@ -123,7 +123,7 @@ def test_filters_leave_out_what_they_say_and_nothing_else(filters, left_out, scr
         assert (store.lengths(n) is None) == (n in left_out)
     said = " ".join(notes_of(store))
     for why, count in Counter(left_out.values()).items():
-        words = {"cut": "were cut at teacher.max_new_tokens: left out", "no final answer": "no final answer"}
+        words = {"cut": "were cut before their end: left out", "no final answer": "no final answer"}
         words |= {"other answer": "another answer than the data's", "duplicate": "another answer to the same prompt"}
         assert f"{count} answers of scripted" in said and words.get(why, "are empty: left out") in said
     assert ("not end." in said) == (4 not in left_out)

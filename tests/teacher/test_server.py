@@ -51,6 +51,7 @@ def test_the_shipped_yaml_names_it():
         {"base_url": "https://host/v1?key=secret"},
         {"key_env": KEY},
         {"samples": 2},
+        {"samples": 2, "temperature": 1.0, "responses": "data"},
         {"max_cost": 3.0},
         {"max_cost": 3.0, "price_per_million_prompt_tokens": 1.0},
         {"targets": "sampled"},
