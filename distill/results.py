@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.artifact import Artifact, write_whole
+from distill.checkpoint import local_folder, weight_bytes
 from distill.encoding import prompt_text
 from distill.evaluation import Evaluation
 from distill.example import Example
@@ -43,6 +44,9 @@ def write_scores(
         if name in proofs:
             # quantised layers hold the same weights in fewer bytes
             entry |= {"parameters": student["parameters"], "verified": proofs[name]["verified"]}
+        if name == "lora":  # an adapter is not run by itself
+            assert recipe.student.kind == "pretrained"
+            entry["base_bytes"] = weight_bytes(local_folder(recipe.student.model, recipe.student.revision))
         entries.append(entry)
     whole = {
         "recipe": recipe.name,
@@ -87,7 +91,9 @@ def write_samples(
         correct = {}
         if evaluation.kind == "exact_match" and row.response is not None:
             correct = {name: evaluation.correct(text, row.response) for name, text in said.items()}
-        samples.append({"prompt": prompt_text(row), "reference": row.response, "answers": said, "correct": correct})
+        samples.append(
+            {"prompt": prompt_text(row.prompt), "reference": row.response, "answers": said, "correct": correct}
+        )
     disagree = [sample for sample in samples if len(set(sample["correct"].values())) > 1]
     agree = [sample for sample in samples if len(set(sample["correct"].values())) <= 1]
     chosen = disagree[: evaluation.samples // 2]

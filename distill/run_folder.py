@@ -65,8 +65,17 @@ class RunFolder:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """The entries of scores.json, in display order."""
-        return list(self.scores.get("models") or [])
+        """The entries of scores.json, in display order; the bytes of an adapter are those of its base too.
+
+        Beside whole packages, a few KiB that nobody can run alone would be the smallest of all.
+        """
+        models = list(self.scores.get("models") or [])
+        return [
+            {**model, "bytes": model["bytes"] + model["base_bytes"]}
+            if model.get("bytes") and model.get("base_bytes")
+            else model
+            for model in models
+        ]
 
     @property
     def task(self) -> str | None:

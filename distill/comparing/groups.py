@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def bytes(self) -> Spread | None:
-        return spread(model.bytes for _, model in self.made)
+        return spread(model.needed_bytes for _, model in self.made)
 
     @property
     def verified(self) -> bool | None:

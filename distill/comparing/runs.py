@@ -33,10 +33,17 @@ class Model:
     kind: Literal["teacher", "baseline", "student", "package"]
     path: str | None = None
     bytes: float | None = None
+    base_bytes: float = 0
+    """Of the weights that an adapter is put on."""
     scores: dict[str, float | None] | None = None
     scored_rows: dict[str, int] | None = None
     speed: dict[str, Any] | None = None
     verified: bool | None = None
+
+    @property
+    def needed_bytes(self) -> float | None:
+        """Of all that has to be there to run it."""
+        return None if self.bytes is None else self.bytes + self.base_bytes
 
 
 @dataclass(frozen=True)

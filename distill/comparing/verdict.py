@@ -20,6 +20,8 @@ MEANING = {
 }
 MOST_TOLD = 6
 """Differences that text names; the page has a table of all."""
+MOST_DESCRIBED = 3
+"""Differences that stand in a recipe's place in a sentence; of more, its name does."""
 HALF = 40
 """Characters kept at each end of a long value."""
 
@@ -87,9 +89,9 @@ def best_made(entry: Entry, group: Group) -> tuple[ScoredRun, Path]:
     return run, run.path / (model.path or "")
 
 
-def described(recipe: RecipeRuns, keys: Sequence[str], most: int = 3) -> str:
+def described(recipe: RecipeRuns, keys: Sequence[str]) -> str:
     """What sets a recipe apart: `loss.kind=jsd, name=mine`; its name where nothing or too much does."""
-    if not keys or len(keys) > most:
+    if not keys or len(keys) > MOST_DESCRIBED:
         return recipe.name
     return ", ".join(f"{key}={brief(value_of(recipe, key))}" for key in keys)
 

@@ -102,6 +102,8 @@ def loss_svg(
             axes.plot([x / unit for x in xs], ys, color=colour, linewidth=1.8, solid_joinstyle="round")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(_plain)
+        if narrow:  # numbers of six digits would touch
+            axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel(f"{word}tokens trained on")
         return _svg(figure, prefix, {})
 

@@ -49,6 +49,7 @@ def page_of(folder: RunFolder) -> dict[str, Any]:
         "kinds": [k for k in ("teacher", "baseline", "student", "package") if _first(folder.models, k)],
         "columns": scores_of(folder.models, task),
         "rows": score_rows(folder.models, task),
+        "has_adapter": any(model.get("base_bytes") for model in folder.models),
         "proofs": folder.verification,
         "proofs_have_detail": any(proof.get("detail") for proof in folder.verification),
         "losses": pair(loss_svg, folder.metrics),

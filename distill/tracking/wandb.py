@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 from pydantic.dataclasses import dataclass
 
-from distill.errors import StageFailed
+from distill.errors import StageFailed, first_line
 from distill.option import STRICT
 from distill.run_folder import RunFolder
+
+SPEED = ("runtime", "device", "prefill_tokens_per_second", "decode_tokens_per_second")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -50,7 +52,7 @@ class Wandb:
         try:
             tracked = self._start(folder, mode)
         except Error as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+            reason = first_line(error).rstrip(".")
             if self.mode == "online":
                 raise StageFailed(
                     f"tracking.mode=online, but W&B could not be reached: {reason}. The run itself is complete: "
@@ -62,6 +64,7 @@ class Wandb:
             note = ""
         try:
             _log_curves(tracked, folder)
+            _log_models(tracked, folder)
             _log_samples(tracked, folder)
             _log_files(tracked, folder)
             tracked.summary.update(summary_of(folder))
@@ -107,17 +110,46 @@ class Wandb:
         )
 
 
+def figures_of(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Model → kind, scores, divergence from the student, bytes, proof, runtime and speed; None where there is none."""
+    apart = {proof.get("package"): proof.get("kl_to_student_nats") for proof in folder.verification}
+    of_any = dict.fromkeys(name for model in folder.models for name in model.get("scores") or {})
+    figures = {}
+    for model in folder.models:
+        scores, speed = model.get("scores") or {}, model.get("speed") or {}
+        figures[str(model["name"])] = {
+            "kind": model.get("kind"),
+            **{name: scores.get(name) for name in of_any},
+            "kl_to_student_nats": apart.get(model["name"]),
+            **{name: model.get(name) for name in ("bytes", "parameters", "verified")},
+            **{name: speed.get(name) for name in SPEED},
+        }
+    return figures
+
+
 def summary_of(folder: RunFolder) -> dict[str, float | bool]:
     """Final figures as `<model>/<figure>`: what W&B's tables of runs show side by side. Missing ones are left out."""
-    figures: dict[str, Any] = {}
-    for model in folder.models:
-        values = {**(model.get("scores") or {}), **{key: model.get(key) for key in ("bytes", "parameters", "verified")}}
-        speed = model.get("speed") or {}
-        values |= {key: value for key, value in speed.items() if key.endswith("_per_second")}
-        figures |= {f"{model['name']}/{key}": value for key, value in values.items()}
-    for proof in folder.verification:
-        figures[f"{proof['package']}/kl_to_student_nats"] = proof.get("kl_to_student_nats")
+    figures = {f"{model}/{name}": value for model, each in figures_of(folder).items() for name, value in each.items()}
     return {name: value for name, value in figures.items() if isinstance(value, bool | int | float)}
+
+
+def _log_models(tracked: Any, folder: RunFolder) -> None:
+    """The table of models, and the task's score against bytes: of several runs, W&B joins both."""
+    import wandb
+
+    figures = figures_of(folder)
+    if not figures:
+        return
+    columns: list[Any] = ["model", *next(iter(figures.values()))]
+    rows: list[Any] = [[model, *each.values()] for model, each in figures.items()]
+    tracked.log({"models": wandb.Table(columns=columns, data=rows)})
+    task = folder.task
+    if task is not None and task in columns:
+        places = [columns.index(name) for name in ("bytes", task)]
+        known: list[Any] = [row for row in rows if all(row[place] is not None for place in places)]
+        points = wandb.Table(columns=columns, data=known)
+        chart = wandb.plot.scatter(points, "bytes", task, title=f"{task} against bytes")
+        tracked.log({"quality_against_bytes": chart})
 
 
 def _log_curves(tracked: Any, folder: RunFolder) -> None:
@@ -138,12 +170,13 @@ def _log_samples(tracked: Any, folder: RunFolder) -> None:
     if not folder.samples:
         return
     models = list(dict.fromkeys(name for sample in folder.samples for name in sample.get("answers") or {}))
-    columns = ["prompt", "reference", *models, *(f"{model} correct" for model in models)]
+    judged = [name for name in models if any(name in (sample.get("correct") or {}) for sample in folder.samples)]
+    columns = ["prompt", "reference", *models, *(f"{name} correct" for name in judged)]
     table = wandb.Table(columns=columns, allow_mixed_types=True)
     for sample in folder.samples:
         answers, correct = sample.get("answers") or {}, sample.get("correct") or {}
         row = [_as_text(sample.get("prompt")), _as_text(sample.get("reference"))]
-        table.add_data(*row, *(_as_text(answers.get(name)) for name in models), *(correct.get(name) for name in models))
+        table.add_data(*row, *(_as_text(answers.get(name)) for name in models), *(correct.get(name) for name in judged))
     tracked.log({"samples": table})
 
 

@@ -70,6 +70,13 @@ def test_a_run_whose_baseline_stands_in_the_table_still_counts(tmp_path):
     assert group.outdated == ()
 
 
+def test_an_adapter_is_as_large_as_what_it_needs(tmp_path):
+    run = make_run(tmp_path / "0", scores={"student": 0.5, "bf16": 0.5})
+    edit(run / "scores.json", lambda s: s["models"][-1].update(name="lora", bytes=60_000, base_bytes=2_000_000))
+    (group,) = groups_in(tmp_path)
+    assert {entry.name: entry.bytes.mean for entry in group.entries}["lora"] == 2_060_000
+
+
 def test_a_sweep_over_compressions_is_one_student_with_all_its_packages(tmp_path):
     make_run(tmp_path / "0", scores={"student": 0.5, "bf16": 0.4}, options={"compression": ["bf16"]})
     make_run(tmp_path / "1", scores={"student": 0.5, "bnb_int8": 0.3}, options={"compression": ["bnb_int8"]})

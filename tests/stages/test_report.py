@@ -1,7 +1,6 @@
 """The report and the terminal's table, read back as a browser and a reader would."""
 
 import io
-import itertools
 import json
 import os
 import re
@@ -12,14 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from distill.run_folder import RunFolder, hide_secrets_in_command, without_secrets
 from distill.stages import report
-from distill.stages._figure import curves, loss_svg, pareto_front, quality_svg
-from distill.stages._labels import label_points
 from distill.stages._number import digits, duration, mebibytes, score, size
 from distill.stages._samples import side_by_side
 
@@ -237,94 +232,8 @@ def test_secrets_are_hidden_everywhere(run):
     assert hide_secrets_in_command("x a.max_new_tokens=8 a.key='b c' d") == "x a.max_new_tokens=8 a.key=(hidden) d"
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def points_of(svg: str) -> dict[int, tuple[float, float]]:
-    """Number of the model → where its mark is drawn, in SVG units (y grows downwards)."""
-    found = re.findall(r'id="quality(?:-narrow)?-point-(\d+)".*?<use [^>]*x="([-\d.]+)" y="([-\d.]+)"', svg, re.DOTALL)
-    return {int(index): (float(x), float(y)) for index, x, y in found}
-
-
 def model(num_bytes, value, kind="package", task="exact_match"):
     return {"name": f"m{num_bytes}", "kind": kind, "bytes": num_bytes, "scores": {task: value}, "verified": True}
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize(("task", "up"), [("exact_match", True), ("bits_per_byte", False)])
-def test_bytes_are_drawn_on_a_log_scale_and_better_is_up(narrow, task, up):
-    svg = quality_svg(
-        [model(b, v, task=task) for b, v in [(2**20, 0.2), (2**22, 0.4), (2**26, 0.8)]], task, narrow=narrow
-    )
-    (x0, y0), (x1, y1), (x2, y2) = points_of(svg).values()
-    assert (x2 - x1) / (x1 - x0) == pytest.approx(2, abs=1e-3)  # 4 times, then 16 times
-    assert (y2 - y1) / (y1 - y0) == pytest.approx(2, abs=1e-3)
-    assert (y2 < y0) is up
-    assert "var(--package)" in svg and "#0a0b" not in svg
-
-
-def test_small_differences_are_drawn_small():
-    svg = quality_svg([model(2**20, 0.896), model(2**21, 0.898)], "exact_match")
-    (_, y0), (_, y1) = points_of(svg).values()
-    assert 0 < y0 - y1 < 0.05 * 374  # 0.2 points of at least 10, in a picture 374 units high
-
-
-def test_there_is_no_picture_without_a_point():
-    assert quality_svg([model(None, 0.5), model(0, 0.5), model(2**20, None)], "exact_match") is None
-    assert quality_svg([model(2**20, float("nan"))], "exact_match") is None
-    assert loss_svg([{"model": "student", "tokens": 5, "loss_nats": float("nan")}, {"model": "student"}]) is None
-    assert "var(--teacher)" in quality_svg([model(None, 0.9, "teacher"), model(2**20, 0.5)], "exact_match")
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12),
-    st.booleans(),
-)
-def test_the_front_is_what_nothing_else_beats(points, lower_is_better):
-    sign = -1 if lower_is_better else 1
-    unbeaten = {
-        (x, y) for x, y in points if not any((a <= x and sign * b >= sign * y) and (a, b) != (x, y) for a, b in points)
-    }
-    front = pareto_front(points, lower_is_better=lower_is_better)
-    assert set(front) == unbeaten and front == sorted(front) and len(front) == len(unbeaten)
-
-
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("size_inches", [(5.2, 5.4), (11.6, 5.2)])
-def test_names_lie_on_no_other_name_and_on_no_point(seed, size_inches):
-    import random
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    draw = random.Random(seed)
-    # crowded on purpose: nine packages within a tenth of the axes, and two far away
-    points = [(f"package_{i}_q8", 0.1 * draw.random(), 0.1 * draw.random()) for i in range(9)]
-    points += [("teacher", 1.0, 1.0), ("baseline", 0.5, 0.0)]
-    figure = Figure(figsize=size_inches, dpi=72)
-    axes = figure.add_subplot()
-    axes.set(xlim=(-0.2, 1.2), ylim=(-0.2, 1.2))
-    label_points(figure, axes, points, text_colour="black", leader_colour="grey")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text()]
-    assert len(boxes) == len(points)
-    for one, other in itertools.combinations(boxes, 2):
-        assert not one.overlaps(other)
-    inside = axes.get_window_extent(renderer).padded(8)
-    for box, (place, (_, x, y)) in itertools.product(boxes, enumerate(points)):
-        px, py = axes.transData.transform((x, y))
-        assert not (box.x0 < px < box.x1 and box.y0 < py < box.y1), points[place]
-        assert inside.x0 <= box.x0 and box.x1 <= inside.x1
-
-
-def test_long_curves_become_means_that_keep_the_area():
-    lines = [{"model": "student", "tokens": 10 * i, "loss_nats": float(i % 7)} for i in range(1000)]
-    tokens, losses = curves(lines, most_points=100)["student"]
-    assert len(tokens) == 100 and tokens[0] == 45 and losses[0] == pytest.approx((21 + 0 + 1 + 2) / 10)
-    assert sum(losses) / 100 == pytest.approx(sum(i % 7 for i in range(1000)) / 1000)
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_pick_is_the_smallest_verified_package_within_a_point_of_the_best():
@@ -352,6 +261,20 @@ def test_the_headline_compares_with_the_teacher(run):
     assert tiles["verified loaded in a fresh process"] == "5"
     worse = [m | ({"scores": {"exact_match": 0.5}} if m["kind"] == "student" else {}) for m in folder.models]
     assert "−1.8" in [tile["value"] for tile in report.tiles(worse, "exact_match")]
+
+
+def test_an_adapter_is_as_large_as_what_it_needs(run):
+    scores = json.loads((run / "scores.json").read_text())
+    bf16 = next(model for model in scores["models"] if model["name"] == "bf16")
+    scores["models"].append({**bf16, "name": "lora", "bytes": 60_000, "base_bytes": 2_000_000})
+    (run / "scores.json").write_text(json.dumps(scores))
+    folder = RunFolder.read(run)
+    assert folder.model("lora")["bytes"] == 2_060_000 and folder.model("bf16")["bytes"] == bf16["bytes"]
+    assert report.headline(folder.models, folder.task).startswith("gguf_q8_0 reaches")
+    page = report.page_of(folder)
+    assert [row["name"] for row in page["rows"] if row["smallest"]] == ["gguf_q8_0"]
+    report.write_report(run)
+    assert "own with that of the base" in (run / "report.html").read_text()
 
 
 def test_without_a_share_it_is_the_package_that_is_smaller():

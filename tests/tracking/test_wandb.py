@@ -14,6 +14,7 @@ from distill.errors import StageFailed
 from distill.tracking.none import NoTracking
 from distill.tracking.wandb import Wandb, _chosen_mode
 
+VERIFIED = "verification.json"
 SAMPLE_RUN = Path(__file__).parents[1] / "stages" / "sample_run"
 
 
@@ -87,6 +88,46 @@ def check_records(records: list, samples: list, folder: Path) -> None:
         and held["data"][1][held["columns"].index("student correct")] is False
     )
     assert "quickstart-run" in text and '"report.html"' in text and '"recipe.yaml"' in text
+
+
+def test_samples_that_nobody_judged_have_no_columns_of_verdicts(run):
+    samples = json.loads((run / "samples.json").read_text())
+    (run / "samples.json").write_text(json.dumps([{**sample, "correct": {}} for sample in samples]))
+    Wandb(kind="wandb").log_run(run)
+    (table,) = run.rglob("samples*.table.json")
+    assert json.loads(table.read_text())["columns"] == ["prompt", "reference", *samples[0]["answers"]]
+
+
+def test_packages_stand_in_one_table_with_what_they_cost_and_in_one_chart(run):
+    """A row a model, as scores.json and verification.json have it; what does not load has a row without figures."""
+    scores = json.loads((run / "scores.json").read_text())
+    scores["models"].append({"name": "broken", "kind": "package", "bytes": None, "scores": {}, "speed": {}})
+    (run / "scores.json").write_text(json.dumps(scores))
+    Wandb(kind="wandb").log_run(run)
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    (table,) = folder.rglob("models*.table.json")
+    held = json.loads(table.read_text())
+    rows = {row[0]: dict(zip(held["columns"], row, strict=True)) for row in held["data"]}
+    apart = {proof["package"]: proof["kl_to_student_nats"] for proof in json.loads((run / VERIFIED).read_text())}
+    assert list(rows) == [model["name"] for model in scores["models"]]
+    for model in scores["models"]:
+        own = {**model["scores"], **model["speed"], "kind": model["kind"], "bytes": model["bytes"]}
+        assert {name: rows[model["name"]][name] for name in own} == own
+        assert rows[model["name"]]["kl_to_student_nats"] == apart.get(model["name"])
+    assert rows["broken"]["exact_match"] is None and rows["broken"]["verified"] is None
+
+    (drawn,) = folder.rglob("quality_against_bytes*.table.json")
+    assert [row[0] for row in json.loads(drawn.read_text())["data"]] == [name for name in rows if name != "broken"]
+    text = json.dumps(inspect(run))
+    assert '"wandb/scatter/v0"' in text and '{"x": "bytes", "y": "exact_match"}' in text
+
+
+def test_a_run_of_which_nothing_loaded_is_logged_without_a_chart(run):
+    scores = json.loads((run / "scores.json").read_text())
+    scores["models"] = [{"name": "bf16", "kind": "package", "bytes": None, "scores": {}, "speed": {}}]
+    (run / "scores.json").write_text(json.dumps(scores))
+    Wandb(kind="wandb").log_run(run)
+    assert list(run.rglob("models*.table.json")) and not list(run.rglob("quality_against_bytes*"))
 
 
 def histories(records: list) -> list[dict]:
