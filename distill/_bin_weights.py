@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from distill.artifact import locked
 from distill.checkpoint import weight_bytes
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def _convert(shard: Path, target: Path) -> list[str]:
         state = torch.load(shard, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(shard))
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise RecipeError(
-            f"{shard}: cannot be read as weights alone ({str(error).splitlines()[0][:200]}). "
+            f"{shard}: cannot be read as weights alone ({first_line(error)}). "
             "A checkpoint with safetensors is needed; huggingface.co/spaces/safetensors/convert makes one of it."
         ) from None
     tensors: dict[str, Tensor] = {}

@@ -4,6 +4,7 @@ Facts from `distill.family.licence` with their source, and not legal advice.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Party:
     """Of a data set: the hub's name of its licence."""
     why: str = ""
     """Where its terms are inferred: "by its name"."""
+    files: tuple[str, str | None] | None = None
+    """Folder or hub id of a checkpoint, and its revision; None: data, a name at an endpoint, a checkpoint of ours."""
 
     def __str__(self) -> str:
         return f"{self.key}={self.name}"
@@ -65,8 +68,8 @@ class Verdict:
     """What was found, in the order teachers, student, data."""
 
     teachers: tuple[Party, ...]
-    student: Party | None
-    """None: it starts from random weights."""
+    student: tuple[Party, ...]
+    """What it starts from; none for random weights. A model under several licences, here and above, is several."""
     data: Party | None
     findings: tuple[Finding, ...]
 
@@ -75,6 +78,26 @@ class Verdict:
         """The gravest level that was found."""
         levels: list[Level] = ["ok", *(finding.level for finding in self.findings)]
         return max(levels, key=get_args(Level).index)
+
+    @property
+    def packages(self) -> tuple[Terms, ...] | None:
+        """The licences of what the recipe makes; None where they cannot be told.
+
+        Those of the student's start, and the teachers' where they reach whatever is trained on their outputs.
+        """
+        own = [party.terms for party in self.student]
+        binding = [party.terms for party in self.teachers if party.terms and party.terms.binds_students]
+        every = {terms.id: terms for terms in (*own, *binding) if terms and terms.outputs != "unknown"}
+        known = all(terms and terms.outputs != "unknown" for terms in own)
+        return tuple(every.values()) if known else None
+
+    def named(self, name: str) -> str:
+        """`name` as what the recipe makes may be passed on: with Llama's name in front, where its licence asks so."""
+        plain = re.sub(r"[^a-z0-9]", "", name.lower())
+        asked = [f.party.terms.name_begins for f in self.findings if f.party.terms and f.party.terms.name_begins]
+        # the longest says what the others ask
+        begins = max(asked, key=len, default="")
+        return name if plain.startswith(begins.replace(" ", "").lower()) else f"{begins.replace(' ', '-')}-{name}"
 
     @property
     def sentences(self) -> list[str]:
@@ -93,9 +116,9 @@ def verdict(recipe: Recipe | Mapping[str, Any]) -> Verdict:
     teachers, student, data = _teachers(plain.get("teacher") or {}), _student(plain), _data(plain)
     allowed = accepted(plain)
     findings = [_of_teacher(teacher, student, allowed) for teacher in teachers]
-    findings += [_of_student(student)] if student else []
+    findings += [_of_student(start) for start in student]
     findings += [_of_data(data), *_of_writer(data)] if data else []
-    return Verdict(tuple(teachers), student, data, tuple(findings))
+    return Verdict(tuple(teachers), tuple(student), data, tuple(findings))
 
 
 def check_licences(recipe: Recipe) -> None:
@@ -126,12 +149,12 @@ def check_licences(recipe: Recipe) -> None:
             )
 
 
-def _misspelt(student: Party | None) -> str:
+def _misspelt(student: Sequence[Party]) -> str:
     """A line on a student that nobody knows, but whose name is nearly a known one: that may be all that is wrong."""
-    if student is None or student.terms or Path(student.name).is_dir():
+    if not student or student[0].terms or Path(student[0].name).is_dir():
         return ""
-    near = near_names(student.name)
-    return f"{student}: {near}\n" if near else ""
+    near = near_names(student[0].name)
+    return f"{student[0]}: {near}\n" if near else ""
 
 
 def notes(recipe: Recipe) -> list[str]:
@@ -147,7 +170,7 @@ def accepted(recipe: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in licence.get("accept") or []] if isinstance(licence, Mapping) else []
 
 
-def _of_teacher(teacher: Party, student: Party | None, allowed: Sequence[str]) -> Finding:
+def _of_teacher(teacher: Party, student: Sequence[Party], allowed: Sequence[str]) -> Finding:
     terms = teacher.terms
     if terms is None:
         text = "has terms that are not known here; look whether a model may be trained on what it wrote."
@@ -158,12 +181,12 @@ def _of_teacher(teacher: Party, student: Party | None, allowed: Sequence[str]) -
         return Finding("ok", teacher, f"{named}, which says nothing against training on its outputs.")
     if terms.outputs == "unknown":
         return Finding("unknown", teacher, f"{named}; what it says of outputs is not known here. {asks}")
-    if terms.outputs == "own_derivatives_only" and student and student.terms is terms:
+    if terms.outputs == "own_derivatives_only" and any(start.terms is terms for start in student):
         return Finding("ok", teacher, f"{named}, and so is the student, which its outputs may therefore train.")
     if terms.outputs in {"own_derivatives_only", "no_competitors"}:
         if terms.id in allowed:
             return Finding("notice", teacher, f"{named}, accepted by licence.accept. It says: {terms.quote}")
-        start = f"{student} is not under it" if student else "the student starts from random weights"
+        start = f"{student[0]} is not under it" if student else "the student starts from random weights"
         why = f", and {start}" if terms.outputs == "own_derivatives_only" else ""
         return Finding("refused", teacher, f"{named}, which limits what its outputs may train{why}.")
     more = "A model that is trained on its outputs is under it too. " if terms.outputs == "passed_on" else ""
@@ -195,12 +218,13 @@ def _of_writer(data: Party) -> list[Finding]:
     known = data_set(data.name)
     if known is None or known.written_by is None:
         return []
-    writer = _model(data.key, known.written_by)
-    found = _of_teacher(writer, None, ())
-    party = Party(data.key, data.name, writer.terms)
-    return (
-        [] if found.level == "ok" else [Finding("notice", party, f"was written by {writer.name}, which {found.text}")]
-    )
+    writers = _model(data.key, known.written_by)
+    found = [(Party(data.key, data.name, writer.terms), _of_teacher(writer, (), ())) for writer in writers]
+    return [
+        Finding("notice", party, f"was written by {known.written_by}, which {one.text}")
+        for party, one in found
+        if one.level != "ok"
+    ]
 
 
 def _teachers(teacher: Mapping[str, Any], key: str = "teacher") -> list[Party]:
@@ -219,12 +243,13 @@ def _teachers(teacher: Mapping[str, Any], key: str = "teacher") -> list[Party]:
         return [Party(name, _shown(model), service)]
     if address and not published(model) and (inferred := terms_served(address, model)):
         return [Party(name, model, inferred.terms, why=inferred.why)]
-    return [_model(name, model)]
+    return _model(name, model, (model, teacher.get("revision")) if kind in {"hf", "vllm"} else None)
 
 
-def _student(recipe: Mapping[str, Any]) -> Party | None:
-    model = (recipe.get("student") or {}).get("model")
-    return _model("student.model", str(model)) if model else None
+def _student(recipe: Mapping[str, Any]) -> list[Party]:
+    student = recipe.get("student") or {}
+    model = str(student.get("model") or "")
+    return _model("student.model", model, (model, student.get("revision"))) if model else []
 
 
 def _data(recipe: Mapping[str, Any]) -> Party | None:
@@ -238,19 +263,26 @@ def _shown(model: str) -> str:
     return f"bundled:{Path(model).name}" if Path(model).is_relative_to(BUNDLED) else model
 
 
-def _model(key: str, model: str) -> Party:
-    """A checkpoint with its terms: what is known of it, else what its name says that it is a copy of."""
-    terms = _terms_of_model(model)
-    copy = None if terms else terms_of_copy(model)
-    return Party(key, _shown(model), copy.terms, why=copy.why) if copy else Party(key, _shown(model), terms)
+def _model(key: str, model: str, files: tuple[str, str | None] | None = None) -> list[Party]:
+    """A checkpoint with each of its terms: what is known of it, else what its name says that it is a copy of."""
+    every: tuple[Terms | None, ...] = _terms_of_model(model)
+    copy = None if every else terms_of_copy(model)
+    terms_or_none, why = ((copy.terms,), copy.why) if copy else (every or (None,), "")
+    files = None if is_ours(model) else files
+    return [Party(key, _shown(model), terms, why=why, files=files) for terms in terms_or_none]
 
 
-def _terms_of_model(model: str) -> Terms | None:
+def is_ours(model: str) -> bool:
+    """Whether it is a checkpoint that ships with distill, whose licence is distill's."""
+    return model.startswith("bundled:") or Path(model).is_relative_to(BUNDLED)
+
+
+def _terms_of_model(model: str) -> tuple[Terms, ...]:
     """Of a folder: by its model card, else by the published name that its path ends in. Of a hub id: by that name."""
     folder = Path(model)
-    if model.startswith("bundled:") or folder.is_relative_to(BUNDLED):
-        return TERMS["apache-2.0"]  # distill/bundled/README.md
+    if is_ours(model):
+        return (TERMS["apache-2.0"],)  # distill/bundled/README.md
     if folder.is_dir() and (said := terms_of_folder(folder)):
         return said
     known = published("/".join(folder.parts[-2:]) if folder.is_dir() else model)
-    return TERMS.get(known[1].licence) if known else None
+    return (TERMS[known[1].licence],) if known else ()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill._teacher_checks import teachers_of
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, RecipeError, first_line
 from distill.recipe import Recipe
 
 
@@ -50,9 +50,8 @@ def _check(key: str, folder: Path) -> None:
     except DataError as error:
         raise RecipeError(f"{key}={error}") from None
     except Exception as error:  # safetensors, transformers and the file system have a type for each
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise RecipeError(
-            f"{key}={folder}: its weights cannot be loaded ({said}).\n"
+            f"{key}={folder}: its weights cannot be loaded ({first_line(error)}).\n"
             "Needed: a config.json that transformers can build, and every *.safetensors file that its index names, "
             "whole."
         ) from None

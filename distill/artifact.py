@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import StageFailed
+from distill.papers import is_paper
 
 MANIFEST = "manifest.json"
 
@@ -42,10 +43,14 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(path: Path) -> str:
-    """SHA-256 over the names and bytes of a checkpoint folder's own files, manifests and model cards aside."""
+    """SHA-256 over the names and bytes of a checkpoint folder's own files.
+
+    Manifests, model cards and licence papers aside: they decide no weight, and may be added later.
+    """
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        if file.name not in {MANIFEST, "README.md"} and not file.name.startswith("."):
+        aside = file.name in {MANIFEST, "README.md"} or file.name.startswith(".") or is_paper(file.name)
+        if not aside:
             digest.update(f"{file.relative_to(path)}\0{hash_file(file)}\n".encode())
     return digest.hexdigest()
 

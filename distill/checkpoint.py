@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
+from distill.option import is_meant_as_path
+from distill.papers import HUB_PATTERNS, papers_in
 
 BUNDLED = Path(__file__).parent / "bundled"
+_SMALL = ["*.json", "*.model", "*.jinja", "*.txt"]
+"""Of a repository on the hub: its tokenizer, its template and its settings."""
 
 
 def checkpoint_folder(name: str) -> str:
@@ -43,7 +47,7 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
     """
     file = Path(name) / "config.json"
     if not Path(name).is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if is_meant_as_path(name):
             raise RecipeError(f"{asked_by}={name}: no such folder. It takes a checkpoint folder or a hub id.")
         from huggingface_hub import hf_hub_download
 
@@ -52,7 +56,7 @@ def read_config(name: str, revision: str | None, asked_by: str) -> dict[str, Any
         except Exception as error:  # offline, gated, unknown: the hub's client has a type for each
             raise RecipeError(
                 f"{asked_by}={name}: no such folder here, and the hub gave no config.json for it "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+                f"({type(error).__name__}: {first_line(error)})."
             ) from None
     if not file.is_file():
         if any(file.parent.glob("mp_rank_*")) or (file.parent / "latest_checkpointed_iteration.txt").is_file():
@@ -78,7 +82,7 @@ def local_folder(name: str, revision: str | None = None) -> Path:
         return Path(name)
     from huggingface_hub import constants, snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*"]
+    wanted = ["*.safetensors", *_SMALL, *HUB_PATTERNS]
     try:
         # Mistral's repositories hold every weight a second time, for Mistral's own code
         twice = ["consolidated*"]
@@ -88,13 +92,50 @@ def local_folder(name: str, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"]))
     except Exception as error:  # offline, gated, unknown, no such revision: the hub's client has a type for each
         raise RecipeError(
-            f"{name}: the hub did not give this checkpoint "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]})."
+            f"{name}: the hub did not give this checkpoint ({type(error).__name__}: {first_line(error)})."
         ) from None
     from distill._bin_weights import as_safetensors
 
     # folder.name is the commit
     return as_safetensors(folder, Path(constants.HF_HOME) / "distill" / name.replace("/", "--") / folder.name)
+
+
+@functools.cache
+def papers_of(name: str, revision: str | None = None) -> list[Path]:
+    """The licence papers of a checkpoint; of one on the hub they alone are downloaded, where they are not here yet.
+
+    Empty where there are none, or the hub does not give them: whoever asks says so. The hub is asked once for all
+    packages of a run.
+    """
+    if Path(name).is_dir():
+        return papers_in(Path(name))
+    from huggingface_hub import snapshot_download
+
+    try:
+        return papers_in(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS)))
+    except Exception:  # offline, gated, unknown: the hub's client has a type for each
+        return []
+
+
+@functools.cache
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
+    """A folder with a checkpoint's tokenizer and settings; of one on the hub these alone are downloaded.
+
+    A served teacher's weights are somewhere else, and may be hundreds of gigabytes.
+
+    Raises:
+        RecipeError: the hub does not give them.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
+    except Exception as error:  # as above
+        raise RecipeError(
+            f"{name}: the hub did not give this tokenizer ({type(error).__name__}: {first_line(error)})."
+        ) from None
 
 
 def weight_bytes(folder: Path) -> int:

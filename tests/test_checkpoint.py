@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,11 +110,11 @@ def test_a_missing_shard_is_named(tmp_path):
         as_safetensors(tmp_path / "source", tmp_path / "target")
 
 
-def fetch(endpoint, home, name, revision="None", **variables):
-    """`local_folder` in a process of its own: the hub's client reads its settings when it is imported."""
+def fetch(endpoint, home, name, revision="None", *, what="local_folder", **variables):
+    """`local_folder`, or `what`, in a process of its own: the hub's client reads its settings when it is imported."""
     code = (
-        "import sys; from distill.checkpoint import local_folder; from distill.errors import RecipeError\n"
-        f"try: print(local_folder({name!r}, {revision}))\n"
+        f"import sys; from distill.checkpoint import {what}; from distill.errors import RecipeError\n"
+        f"try: print({what}({name!r}, {revision}))\n"
         "except RecipeError as error: sys.exit(str(error))"
     )
     environment = {
@@ -141,6 +142,22 @@ def test_a_download_takes_the_revision_and_leaves_code_and_doubles(tmp_path):
         assert sorted(asked) == ["config.json", "model.safetensors"]
         unknown = fetch(endpoint, tmp_path / "home", "org/model", "'v9'")
     assert unknown.returncode == 1 and "org/model: the hub did not give this checkpoint" in unknown.stderr
+
+
+def test_a_served_teachers_tokenizer_comes_without_its_weights(tmp_path):
+    """They are served somewhere else, and may be hundreds of gigabytes."""
+    small = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja"]
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    for name in (*small, "model.safetensors", "pytorch_model.bin", "modeling_evil.py"):
+        (folder / name).write_text(json.dumps({"name": name}))
+    with hub_of({"org/huge": {"main": folder}}) as (endpoint, asked):
+        run = fetch(endpoint, tmp_path / "home", "org/huge", what="tokenizer_folder")
+        assert run.returncode == 0, run.stderr
+        assert sorted(asked) == sorted(small)
+        unknown = fetch(endpoint, tmp_path / "home", "org/other", what="tokenizer_folder")
+    assert sorted(file.name for file in Path(run.stdout.strip()).iterdir()) == sorted(small)
+    assert unknown.returncode == 1 and "org/other: the hub did not give this tokenizer" in unknown.stderr
 
 
 def test_weights_that_the_hub_has_as_bin_alone_are_converted_beside_its_cache(tmp_path):

@@ -129,6 +129,26 @@ def test_a_folder_is_judged_by_its_card_or_by_its_name(tmp_path):
     assert verdict(recipe(str(mirrored))).teachers[0].terms is TERMS["opt-175b"]
 
 
+def test_a_student_of_two_licences_is_judged_by_both_in_the_next_recipe(tmp_path):
+    """What a card calls such a model stands for each of its licences, as teacher and as student."""
+    first = verdict(recipe("google/gemma-3-27b-it", LLAMA2_SMALL))
+    assert [terms.id for terms in first.packages or ()] == ["llama2", "gemma"]
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: llama2-and-gemma\n---\n")
+    made = str(tmp_path)
+    as_student = verdict(recipe(LLAMA2, made))
+    # Llama 2's outputs may train it, as it started from Llama 2; both licences hold for the packages
+    assert as_student.level == "notice" and as_student.findings[0].level == "ok"
+    said = " ".join(as_student.sentences)
+    assert "Llama 2 Community License (llama2), and so are the packages" in said
+    assert "Gemma Terms of Use (Gemma 1 to 3) (gemma), and so are the packages" in said
+    assert [terms.id for terms in as_student.packages or ()] == ["llama2", "gemma"]
+    as_teacher = verdict(recipe(made, "openai-community/gpt2"))
+    assert as_teacher.to_accept == ["llama2"] and [f.level for f in as_teacher.findings[:2]] == ["refused", "notice"]
+    assert [terms.id for terms in as_teacher.packages or ()] == ["mit-modified", "gemma"]
+    with pytest.raises(RecipeError, match=r"licence\.accept=\[llama2\]"):
+        check_licences(recipe(made, "openai-community/gpt2"))
+
+
 def test_bundled_checkpoints_are_ours():
     said = verdict(recipe("bundled:quickstart_teacher"))
     assert said.level == "ok" and notes(recipe("bundled:quickstart_teacher")) == []

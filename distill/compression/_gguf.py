@@ -8,6 +8,7 @@ Source: the GGUF specification (ggml, docs/gguf.md).
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill.compression import _ggml, _gguf_bloom, _gguf_gpt2, _gguf_llama
+from distill.compression._about import About, write_about
 from distill.compression._gguf_mixture import Mixture, Outline, is_matrix
 from distill.compression._gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from distill.errors import StageFailed
@@ -75,12 +77,17 @@ def planned(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], mi
 
 
 def write_gguf(
-    student: Path, file: Path, mixture: Mixture, importance: Mapping[str, np.ndarray] | None = None
+    student: Path,
+    file: Path,
+    mixture: Mixture,
+    importance: Mapping[str, np.ndarray] | None = None,
+    about: About | None = None,
 ) -> tuple[GgufTokenizer, list[Planned]]:
     """Write `file` from the checkpoint folder `student`; returns the tokenizer and the tensors that went into it.
 
     Args:
         importance: name of each linear layer in blocks → how much an error in each of its inputs matters.
+        about: what the file says of the model; None: the folder's name.
 
     Raises:
         NotExpressible: llama.cpp cannot express the tokenizer.
@@ -93,7 +100,8 @@ def write_gguf(
     tokenizer = gguf_tokenizer(student, config["vocab_size"])
     checkpoint = _Checkpoint(student)
     writer = GGUFWriter(path=None, arch=layout.MODEL_TYPES[config["model_type"]])
-    writer.add_name(student.resolve().name)
+    num_parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    write_about(writer, about or About(name=student.resolve().name), num_parameters, student)
     writer.add_file_type(LlamaFileType[mixture.file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(config["vocab_size"])
@@ -124,6 +132,8 @@ def write_gguf(
 
 
 def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
+    from gguf import Keys
+
     writer.add_tokenizer_model(tokenizer.model)
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(tokenizer.tokens)
@@ -139,6 +149,13 @@ def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
     writer.add_add_space_prefix(tokenizer.add_space_prefix)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+    # not all at once: the gguf package lists the names in the order of a set, another in every process
+    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in tokenizer.chat_templates.items()}
+    named.pop("default", None)
+    for name, text in named.items():
+        writer.add_string(Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name), text)
+    if named:
+        writer.add_array(Keys.Tokenizer.CHAT_TEMPLATES, list(named))
 
 
 def _names(layout: Any, config: Mapping[str, Any], sources: set[str]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from distill.compression._about import About, sampling
 from distill.compression._gguf_mixture import BLOCK, Mixture
 from distill.family.known import family_of
 
@@ -95,15 +96,15 @@ def export(
     file_name: str,
     mixture: Mixture,
     importance: "Mapping[str, np.ndarray] | None" = None,
+    about: About | None = None,
 ) -> "list[Planned]":
-    """Write `file_name`, a Modelfile for Ollama and the licence texts into `package` from the checkpoint `student`.
+    """Write `file_name` and a Modelfile for Ollama into `package` from the checkpoint `student`.
 
-    Returns the tensors that went into it. `importance`: see `write_gguf`.
+    Returns the tensors that went into it. `importance`, `about`: see `write_gguf`.
 
     Raises:
         StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
     """
-    from distill.compression._companions import copy_licences
     from distill.compression._gguf import write_gguf
     from distill.compression._gguf_tokenizer import NotExpressible
     from distill.compression._modelfile import modelfile
@@ -114,11 +115,10 @@ def export(
         raise StageFailed(f"{student} cannot become a GGUF: {reason}")
     package.mkdir(parents=True, exist_ok=True)
     try:
-        tokenizer, plan = write_gguf(student, package / file_name, mixture, importance)
+        tokenizer, plan = write_gguf(student, package / file_name, mixture, importance, about)
     except NotExpressible as problem:
         raise StageFailed(f"{student} cannot become a GGUF: {problem}") from problem
-    (package / "Modelfile").write_text(modelfile(file_name, tokenizer), "utf-8")
-    copy_licences(student, package)
+    (package / "Modelfile").write_text(modelfile(file_name, tokenizer, sampling(student)), "utf-8")
     return plan
 
 

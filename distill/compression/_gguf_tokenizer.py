@@ -50,7 +50,13 @@ class GgufTokenizer:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    chat_template: str | None
+    chat_templates: Mapping[str, str]
+    """By name; prompts are made with "default", tools are told of with "tool_use"."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The one that makes prompts."""
+        return self.chat_templates.get("default")
 
 
 def gguf_tokenizer(folder: Path, vocab_size: int | None = None) -> GgufTokenizer:
@@ -69,19 +75,21 @@ def gguf_tokenizer(folder: Path, vocab_size: int | None = None) -> GgufTokenizer
         raise NotExpressible(f"{folder} has no tokenizer.json; save the tokenizer with save_pretrained first")
     spec = _read(folder / "tokenizer.json")
     settings = _read(folder / "tokenizer_config.json")
-    template = _chat_template(folder, settings)
+    templates = _chat_templates(folder, settings)
     if spec["model"].get("type") != "BPE":
         raise NotExpressible(f"its tokenizer is of type {spec['model'].get('type')}; only BPE can be exported to GGUF")
     _check_model(spec["model"])
     if (name := _byte_level_name(spec)) is not None:
         model, pre, prefix = "gpt2", name, False
     else:
-        model, pre, prefix = "llama", "default", _space_prefix(spec, template)
+        model, pre, prefix = "llama", "default", _space_prefix(spec, templates.get("default"))
 
     tokens, types = _tokens_and_types(spec, vocab_size, byte_fallback=model == "llama")
     ids = _special_ids(folder, settings, tokens)
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in spec["model"]["merges"]]
-    add_bos, add_eos = _adds_bos_eos(settings, spec, ids)
+    add_bos, add_eos = _adds_bos_eos(folder, ids)
+    if add_bos and not _begins_with_bos(templates.get("default"), tokens, ids):
+        add_bos = False
     return GgufTokenizer(
         model=model,
         pre=pre,
@@ -93,7 +101,7 @@ def gguf_tokenizer(folder: Path, vocab_size: int | None = None) -> GgufTokenizer
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=prefix,
-        chat_template=template,
+        chat_templates=templates,
     )
 
 
@@ -101,13 +109,17 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8")
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name → template, sorted: from files as transformers 5 writes them, else from tokenizer_config.json."""
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {file.stem: file for file in (folder / "additional_chat_templates").glob("*.jinja")}
+    found = {name: files[name].read_text("utf-8") for name in sorted(files) if files[name].is_file()}
+    if found:
+        return found
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates, as transformers allows
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in sorted(template, key=lambda entry: entry["name"])}
+    return {"default": template} if template else {}
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
@@ -234,16 +246,39 @@ def _special_ids(folder: Path, settings: Mapping[str, Any], tokens: Sequence[str
     return {**ids, **dict(zip(("eot", "eom"), further, strict=False))}
 
 
-def _adds_bos_eos(settings: Mapping[str, Any], spec: Mapping[str, Any], ids: Mapping[str, int]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts bos in front and eos behind when it is asked for special tokens."""
-    added: list[int | None] = [None, None]
-    for part in _parts(spec.get("post_processor"), "processors"):
-        if part["type"] == "TemplateProcessing":
-            for end in (0, -1):
-                name = part["single"][end].get("SpecialToken", {}).get("id")
-                added[end] = part["special_tokens"][name]["ids"][0] if name is not None else None
-    bos, eos = (
-        settings.get(f"add_{role}_token", added[end] is not None and added[end] == ids.get(role))
-        for role, end in (("bos", 0), ("eos", -1))
-    )
-    return bool(bos), bool(eos)
+def _adds_bos_eos(folder: Path, ids: Mapping[str, int]) -> tuple[bool, bool]:
+    """Whether the tokenizer puts bos in front and eos behind when it is asked for special tokens.
+
+    It is asked: which of tokenizer.json and tokenizer_config.json decides differs between tokenizer classes, and
+    transformers 5 heeds `add_bos_token` where 4 did not, and the other way round.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if whole == bare:
+        return False, False
+    return whole[0] == ids.get("bos"), whole[-1] == ids.get("eos")
+
+
+def _begins_with_bos(template: str | None, tokens: Sequence[str], ids: Mapping[str, int]) -> bool:
+    """Whether a prompt that the chat template writes begins with bos; True without a template, or where it refuses.
+
+    llama.cpp puts bos in front of a dialogue too, where transformers leaves that to the template. Of a model that chats
+    the dialogue has to be right.
+    """
+    if template is None:
+        return True
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    special = {f"{role}_token": tokens[number] for role, number in ids.items()}
+    render: Any = render_jinja_template  # returns a pair, and says str
+    try:
+        (text,), _ = render([[{"role": "user", "content": "a"}]], chat_template=template, **special)
+    except TemplateError:
+        return True
+    return text.startswith(special["bos_token"])

@@ -12,8 +12,8 @@ from distill.compression._gguf_tokenizer import GgufTokenizer
 _ROLES = ("system", "user", "assistant")
 
 
-def modelfile(gguf_name: str, tokenizer: GgufTokenizer) -> str:
-    """The text of a Modelfile next to the GGUF: FROM, TEMPLATE where it can be said, and the stop tokens."""
+def modelfile(gguf_name: str, tokenizer: GgufTokenizer, sampling: Mapping[str, float]) -> str:
+    """The text of a Modelfile next to the GGUF: FROM, TEMPLATE where it can be said, stop tokens, and sampling."""
     lines = [f"FROM ./{gguf_name}"]
     if tokenizer.chat_template is None:
         # Without this Ollama wraps the prompt in nothing as well; said so that nobody has to look it up.
@@ -29,6 +29,7 @@ def modelfile(gguf_name: str, tokenizer: GgufTokenizer) -> str:
         tokenizer.tokens[tokenizer.ids[role]] for role in ("eos", "eot", "eom") if role in tokenizer.ids
     )
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop and "\n" not in stop]
+    lines += [f"PARAMETER {name} {value:g}" for name, value in sampling.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -15,8 +15,13 @@ class Bf16:
     """A complete checkpoint in bfloat16, which transformers, vLLM and every trainer read."""
 
     kind: Literal["bf16"]
-    max_kl_nats: Annotated[float, Field(gt=0)] = 1e-3
-    """The package fails verification when its mean divergence from the student is larger."""
+    max_kl_nats: Annotated[float, Field(gt=0)] = 5e-3
+    """The package fails verification when its mean divergence from the student is larger.
+
+    Less of it is from the weights (2.5e-5 between bfloat16 and float16 on Llama 3 8B, llama.cpp's
+    tools/perplexity/README.md) than from computing in bfloat16: 4e-4 on a real Llama of 0.26 M and its own stories,
+    2.0e-3 on WikiText.
+    """
 
     runtime: ClassVar[str] = "transformers"
     heals: ClassVar[bool] = False

@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from distill.compression import _gguf_student
+from distill.compression._about import About
 from distill.compression._gguf_mixture import Q4_K_M, Mixture
 from distill.compression._gguf_student import GgufOption
 from distill.option import STRICT
@@ -27,7 +28,11 @@ class GgufQ4KM(GgufOption):
 
     kind: Literal["gguf_q4_k_m"]
     max_kl_nats: Annotated[float, Field(gt=0)] = 0.1
-    """The package fails verification when its mean divergence from the student is larger, in nats per token."""
+    """The package fails verification when its mean divergence from the student is larger, in nats per token.
+
+    Q4_K_M has 0.013 on Llama 2 7B and 0.031 on Llama 3 8B (0.028 with an importance matrix); Q3_K_M, the next coarser
+    mixture, 0.10 there. Source: as for gguf_q8_0.
+    """
 
     calibration_rows: Annotated[int, Field(ge=0)] = 128
     """Of the responses, which show the inputs that each matrix must not get wrong; 0: none, all inputs count alike."""
@@ -40,18 +45,26 @@ class GgufQ4KM(GgufOption):
 
         return _gguf_student.refuse(config) or refuse_missing()
 
-    def make(self, student: Path, package: Path, importance: "Mapping[str, np.ndarray] | None" = None) -> list[str]:
+    def make(
+        self,
+        student: Path,
+        package: Path,
+        importance: "Mapping[str, np.ndarray] | None" = None,
+        *,
+        about: About | None = None,
+    ) -> list[str]:
         """Write model-q4_k_m.gguf and a Modelfile into `package`; returns what became of rows that are too short.
 
         Args:
             importance: name of each linear layer in blocks → mean square of each of its inputs, float32 `[in]`.
+            about: what the file says of the model; None: the folder's name.
 
         Raises:
             StageFailed: the checkpoint or its tokenizer cannot be expressed; the message says which part.
         """
         from distill.compression._gguf_mixture import SUPER_BLOCK, is_matrix
 
-        plan = _gguf_student.export(student, package, FILE_NAME, Q4_K_M, importance)
+        plan = _gguf_student.export(student, package, FILE_NAME, Q4_K_M, importance, about)
         matrices = [one for one in plan if is_matrix(one.name, one.shape)]
         short = [one for one in matrices if one.shape[-1] % SUPER_BLOCK]
         if not short:

@@ -5,6 +5,9 @@ from distill.family._terms import NO_COMMERCE, READ, Terms
 _NAME = 'The name under which the model is passed on must begin with "{}".'
 _BUILT = 'Show "Built with {}" where the model is described.'
 _RIGHTS = "Meta Platforms, Inc. All Rights Reserved."
+_LLAMA_1 = f"LLaMA is licensed under the LLaMA License, Copyright (c) {_RIGHTS}"
+_LLAMA_2 = f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {_RIGHTS}"
+_LLAMA_3 = f"Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © {_RIGHTS}"
 
 
 def _base(notice: str, *more: str) -> tuple[str, ...]:
@@ -21,6 +24,7 @@ def _base(notice: str, *more: str) -> tuple[str, ...]:
 def _naming(version: str) -> Terms:
     """Llama 3.1 and later, which no longer forbid that outputs improve another model."""
     says = (_NAME.format("Llama"), _BUILT.format("Llama"))
+    notice = f"Llama {version} is licensed under the Llama {version} Community License, Copyright © {_RIGHTS}"
     return Terms(
         id=f"llama{version}",
         title=f"Llama {version} Community License",
@@ -34,9 +38,9 @@ def _naming(version: str) -> Terms:
             '"Llama" at the beginning of any such AI model name.'
         ),
         conditions=says,
-        as_base=_base(
-            f"Llama {version} is licensed under the Llama {version} Community License, Copyright © {_RIGHTS}", *says
-        ),
+        as_base=_base(notice, *says),
+        notice=notice,
+        name_begins="Llama",
         hub=f"llama{version}",
     )
 
@@ -58,9 +62,9 @@ LLAMA = (
         conditions=(NO_COMMERCE,),
         as_base=(
             "Use it for non-commercial research only.",
-            "Give a copy of the licence with the weights, and this notice: LLaMA is licensed under the LLaMA License, "
-            f"Copyright (c) {_RIGHTS}",
+            f"Give a copy of the licence with the weights, and this notice: {_LLAMA_1}",
         ),
+        notice=_LLAMA_1,
         hub_name="llama-license",
     ),
     Terms(
@@ -76,7 +80,8 @@ LLAMA = (
             "large language model (excluding Llama 2 or derivative works thereof)."
         ),
         conditions=("Train only models that start from Llama 2 or Code Llama weights.",),
-        as_base=_base(f"Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) {_RIGHTS}"),
+        as_base=_base(_LLAMA_2),
+        notice=_LLAMA_2,
         hub="llama2",
     ),
     Terms(
@@ -92,11 +97,9 @@ LLAMA = (
             "large language model (excluding Meta Llama 3 or derivative works thereof)."
         ),
         conditions=("Train only models that start from Meta Llama 3 weights.",),
-        as_base=_base(
-            f"Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © {_RIGHTS}",
-            _NAME.format("Llama 3"),
-            _BUILT.format("Meta Llama 3"),
-        ),
+        as_base=_base(_LLAMA_3, _NAME.format("Llama 3"), _BUILT.format("Meta Llama 3")),
+        notice=_LLAMA_3,
+        name_begins="Llama 3",
         hub="llama3",
     ),
     _naming("3.1"),

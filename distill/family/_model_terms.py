@@ -6,11 +6,16 @@ _BLOOM = (
     "Make the use restrictions of paragraph 5 and attachment A binding for whoever gets the model.",
     "Give a copy of the licence with the weights, and say that they were changed.",
 )
+_OPT_NOTICE = "OPT-175B is licensed under the OPT-175B license, Copyright (c) Meta Platforms, Inc. All Rights Reserved."
+_GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+_QWEN_NOTICE = (
+    "Qwen is licensed under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved."
+)
+_MISTRAL_NOTICE = "Licensed by Mistral AI under the Mistral AI Research License"
 _GEMMA = (
     "Make the use restrictions of section 3.2 binding for whoever gets the model.",
     "Give a copy of the terms with the weights, and say that they were changed.",
-    'Keep a text file "Notice" with the weights that says: Gemma is provided under and subject to the Gemma '
-    "Terms of Use found at ai.google.dev/gemma/terms",
+    f'Keep a text file "Notice" with the weights that says: {_GEMMA_NOTICE}',
 )
 
 MODELS = (
@@ -62,9 +67,9 @@ MODELS = (
         conditions=(NO_COMMERCE,),
         as_base=(
             "Use it for non-commercial research only.",
-            "Give a copy of the licence with the weights, and this notice: OPT-175B is licensed under the OPT-175B "
-            "license, Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
+            f"Give a copy of the licence with the weights, and this notice: {_OPT_NOTICE}",
         ),
+        notice=_OPT_NOTICE,
         hub_name="opt-175b",
     ),
     Terms(
@@ -109,6 +114,7 @@ MODELS = (
         ),
         conditions=_GEMMA,
         as_base=_GEMMA,
+        notice=_GEMMA_NOTICE,
         hub="gemma",
     ),
     Terms(
@@ -150,9 +156,9 @@ MODELS = (
         as_base=(
             "Use it for research or evaluation only.",
             'Show "Built with Qwen" or "Improved using Qwen" where the model is described (4.b).',
-            'Give a copy of the agreement with the weights, and keep a text file "Notice" that says: Qwen is licensed '
-            "under the Qwen RESEARCH LICENSE AGREEMENT, Copyright (c) Alibaba Cloud. All Rights Reserved.",
+            f'Give a copy of the agreement with the weights, and keep a text file "Notice" that says: {_QWEN_NOTICE}',
         ),
+        notice=_QWEN_NOTICE,
         hub_name="qwen-research",
     ),
     Terms(
@@ -169,9 +175,9 @@ MODELS = (
         conditions=(NO_COMMERCE, "A company must not pass it on, not even for free (section 9)."),
         as_base=(
             "Use it for non-commercial research only; a company must not pass it on, not even for free (section 9).",
-            'Give a copy of the licence with the weights, and keep a text file "Notice" that says: Licensed by Mistral '
-            "AI under the Mistral AI Research License",
+            f'Give a copy of the licence with the weights, and keep a text file "Notice" that says: {_MISTRAL_NOTICE}',
         ),
+        notice=_MISTRAL_NOTICE,
         hub_name="mrl",
     ),
 )

@@ -39,6 +39,10 @@ class Terms:
     """What whoever trains a model on its outputs must do, one plain sentence each."""
     as_base: tuple[str, ...] = ()
     """What whoever passes on a model that starts from its weights must do."""
+    notice: str = ""
+    """What a text file "Notice" beside the weights must say, word for word."""
+    name_begins: str = ""
+    """How the name must begin of a model that is passed on and starts from its weights, or was trained on outputs."""
     hub: str = "other"
     """What model hubs call it (`license` of a model card)."""
     hub_name: str = ""

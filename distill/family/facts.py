@@ -78,6 +78,8 @@ class Family:
     """Whether vLLM has its own implementation."""
     tensor_parallel: bool
     """Whether transformers has a tensor-parallel plan for it."""
+    fits_float16: bool = True
+    """False: what its blocks add up to is larger than float16 can say, and computing in it gives NaN."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """The keys of `config` that a tiny model of this family sets, see `tiny.py`; all other keys stay as published."""
     where_weights_are: str = ""

@@ -102,6 +102,8 @@ FAMILY = Family(
     gguf="gemma3",
     vllm=True,
     tensor_parallel=True,
+    # its embeddings are scaled by the root of the width, its norms after each block by more (transformers, issue 36822)
+    fits_float16=False,
     # a layer of each kind, and a window that short rows leave; the scale of the scores stays
     tiny={
         "hidden_size": 64,

@@ -13,8 +13,8 @@ from distill.family.reading import refuse_unknown_architecture
 
 WIDTH, NUM_LAYERS, NUM_HEADS = 64, 2, 4
 """The smallest that nf4 can block on a CPU (64) and that still tells full, grouped and multi-query heads apart."""
-HEAD_SIZE, OWN_HEAD_SIZE = WIDTH // NUM_HEADS, 32
-"""Of an architecture whose heads share the width, and of one that chose its head size freely."""
+OWN_HEAD_SIZE = 32
+"""Of an architecture that chose its head size freely, and does not divide the width among its heads."""
 INITIALIZER_RANGE = 0.15
 """Logits then differ by about one nat: from 0.02, every distribution is flat, and a wrong export would look right."""
 

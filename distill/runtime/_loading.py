@@ -28,10 +28,10 @@ def load_as(
 def load_model(
     folder: Path | str, *, dtype: Any = None, device: str | None = None, device_map: str | None = None
 ) -> Any:
-    """The model of a package in eval mode: a `PreTrainedModel`, or a `PeftModel` where the package has an adapter.
+    """The model of a package in eval mode: a `PreTrainedModel`, or a `PeftModel` where the package is an adapter alone.
 
-    An `adapter/` folder counts beside quantised weights only: a student that was trained with an adapter keeps it
-    beside the float weights into which it is merged already.
+    An adapter beside config.json is the package's own, and transformers puts it on. The `adapter/` folder of a student
+    is merged into its weights already and left alone.
 
     Args:
         folder: see `distill.runtime.hf.Transformers`.
@@ -40,14 +40,10 @@ def load_model(
         device_map: "auto" spreads the layers over all GPUs, then the CPU's memory, then the disk.
     """
     root = Path(folder)
-    adapter = None
-    base: Path | str = folder
-    if (root / "adapter_config.json").is_file() and not (root / "config.json").is_file():
-        adapter, base = root, _base_of(root)
-    elif (root / "adapter" / "adapter_config.json").is_file() and _is_quantised(root):
-        adapter = root / "adapter"
+    is_adapter = (root / "adapter_config.json").is_file() and not (root / "config.json").is_file()
+    base = _base_of(root) if is_adapter else folder
     quantised = _is_quantised(base)
-    if quantised or adapter is not None:
+    if quantised or is_adapter:
         import_bitsandbytes()
     with quiet():
         model = read_causal_lm(
@@ -55,12 +51,12 @@ def load_model(
             dtype="auto" if dtype is None else dtype,
             **places(device, device_map, quantised=quantised),
         )
-        if adapter is not None:
+        if is_adapter:
             from peft import PeftModel
 
             # PEFT keeps adapters in float32 whatever the base is: rounding one moves the function that was trained.
             names = adapter_key_mapping(model.config.model_type)
-            model = PeftModel.from_pretrained(model, str(adapter), key_mapping=names)
+            model = PeftModel.from_pretrained(model, str(root), key_mapping=names)
     disable_cpu_packing(model)
     if quantised and dtype is not None:
         cast_unquantised(model, dtype)

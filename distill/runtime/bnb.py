@@ -173,7 +173,7 @@ def residual_lora_init(peft_model: Any, student_state: "Mapping[str, torch.Tenso
 
     Args:
         peft_model: LoRA on a bitsandbytes base; the active adapter is overwritten.
-        student_state: the student's own weights, named as in its checkpoint, any float dtype.
+        student_state: the student's own weights, named as in its checkpoint, any float dtype; each is read once.
 
     Raises:
         DistillError: the student has no weight of a layer's name or shape.

@@ -35,7 +35,7 @@ class Transformers:
 
     `folder` is one of
       * a complete checkpoint (quantised by bitsandbytes or not), or a hub id;
-      * such a checkpoint with an `adapter/` folder beside its weights (nf4 + LoRA): both are loaded;
+      * such a checkpoint with an adapter beside its config.json (nf4 + LoRA): both are loaded;
       * an adapter alone (`adapter_config.json`, no `config.json`): its base is the folder or hub id named there.
 
     Weights and computation keep the stored dtype unless `dtype` (a torch dtype or its name) says otherwise.

@@ -25,6 +25,7 @@ import numpy as np
 
 from distill.errors import DataError, StageFailed
 from distill.hardware import num_cores
+from distill.runtime._gguf_head import GgufHead
 
 DEFAULT_CONTEXT = 2048
 """Tokens per slot when nobody says otherwise: memory for keys and values is taken at once."""
@@ -34,9 +35,6 @@ BYTES_PER_THREAD = 32 * 2**20
 
 # llama.cpp reports -3.4e38 where a probability underflows float32; this is the log of the smallest number above zero.
 SMALLEST_LOGPROB = -103.28
-
-METADATA_BYTES = 64 * 2**20
-"""Of a GGUF in which its keys are looked for; 256,000 tokens with their merges take a third of it."""
 
 _TIME_AND_LEVEL = re.compile(r"^[\d.]+ E \S*\s*")
 
@@ -113,14 +111,12 @@ class LlamaCpp:
 
     def template(self) -> tuple[str | None, dict[str, str]]:
         """(the GGUF's chat template or None, the special tokens that it may name: `bos_token`, `eos_token`)."""
-        props = self._ask("GET", "/props")
+        props, head = self._ask("GET", "/props"), GgufHead(self.file)
         # where there is none, llama.cpp names some other template, or some other token
-        has_template = _names(self.file, "tokenizer.chat_template")
-        roles = ("bos", "eos")
         special = {
-            f"{r}_token": props[f"{r}_token"] for r in roles if _names(self.file, f"tokenizer.ggml.{r}_token_id")
+            f"{r}_token": props[f"{r}_token"] for r in ("bos", "eos") if head.has(f"tokenizer.ggml.{r}_token_id")
         }
-        return props["chat_template"] if has_template else None, special
+        return props["chat_template"] if head.has("tokenizer.chat_template") else None, special
 
     def generate(
         self,
@@ -304,15 +300,6 @@ def _gguf_file(package: Path) -> Path:
     if len(files) != 1:
         raise StageFailed(f"{package} holds {len(files)} .gguf files; needed: one.")
     return files[0].resolve()
-
-
-def _names(file: Path, key: str) -> bool:
-    """Whether the GGUF's metadata has `key`. Its length stands before it, so nothing that merely contains it counts.
-
-    gguf's own reader takes 10 s for the metadata of 150,000 tokens, and llama.cpp's server tells only of some.
-    """
-    with file.open("rb") as content:
-        return len(key).to_bytes(8, "little") + key.encode() in content.read(METADATA_BYTES)
 
 
 def _start(options: Mapping[str, Any], file: Path) -> tuple[subprocess.Popen[str], IO[str], int]:

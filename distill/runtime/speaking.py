@@ -3,12 +3,13 @@
 Prompts are the token ids with which a run is evaluated (`distill.encoding`), greedy answers those of `generate`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from distill.encoding import decode_response, encode_prompt, without_template
 from distill.errors import RecipeError, StageFailed
+from distill.example import Prompt, messages_of
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from distill.runtime.hf import Transformers
     from distill.runtime.llama_cpp import LlamaCpp
 
-Prompt = str | tuple[Mapping[str, str], ...]
 Seen = Callable[[str, int], None]
 """Called with the characters that are whole since the last call, and with the number of tokens so far."""
 
@@ -137,10 +137,11 @@ class LlamaCppSpeaker:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
         try:
             render = cast(Any, render_jinja_template)  # returns a pair, and says str
-            (text,), _ = render([messages], chat_template=self.template, add_generation_prompt=True, **self.special)
+            (text,), _ = render(
+                [messages_of(prompt)], chat_template=self.template, add_generation_prompt=True, **self.special
+            )
         except TemplateError as error:
             raise _refused(str(error)) from None
         return self.model.tokenize([text])[0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill.encoding import encode_prompt, encode_response
+from distill.example import messages_of
 from distill.runtime.hf import Transformers
 from distill.runtime.speaking import LlamaCppSpeaker, TransformersSpeaker
 
@@ -49,7 +50,7 @@ class _HeldOut:
             row = (prompt + encode_response(student.tokenizer, response or ""))[: student.max_positions]
             wanted = list(range(min(len(prompt), len(row)) - 1, len(row) - 1))[:left]
             if wanted:
-                self.rows.append(row)
+                self.rows.append(row[: wanted[-1] + 1])  # nothing that follows is looked at, and a book is long
                 self.positions.append(wanted)
                 left -= len(wanted)
         self.logprobs_NV = student.logprobs(self.rows, self.positions)
@@ -69,8 +70,7 @@ def _texts(tokenizer: Any, request: dict[str, Any]) -> list[str]:
         return [text for text in (*request["prompt_texts"], *request["responses"]) if text]
     dialogues = []
     for prompt, response in zip(request["prompts"], request["responses"], strict=True):
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        dialogues.append([*asked, *([{"role": "assistant", "content": response}] if response else [])])
+        dialogues.append([*messages_of(prompt), *([{"role": "assistant", "content": response}] if response else [])])
     return [tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in dialogues]
 
 

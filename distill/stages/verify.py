@@ -54,7 +54,7 @@ def verify_packages(
             for name, (path, c) in packages.items()
         },
         "prompts": [example.prompt for example in examples[:ROWS]],
-        "prompt_texts": [prompt_text(example) for example in examples[:ROWS]],
+        "prompt_texts": [prompt_text(example.prompt) for example in examples[:ROWS]],
         "responses": [example.response for example in examples[:ROWS]],
         "positions": POSITIONS,
         "greedy_tokens": min(GREEDY_TOKENS, answer_tokens),

@@ -25,7 +25,7 @@ def test_is_the_student_within_its_own_bar(student, tmp_path, logprobs, mean_kl)
 
 def test_the_tokenizer_files_are_copied_as_they_are(stories260k, tmp_path):
     Bf16(kind="bf16").make(stories260k, tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "generation_config.json", "LICENSE"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "generation_config.json"):
         assert (tmp_path / name).read_bytes() == (stories260k / name).read_bytes()
     assert not (tmp_path / "PROVENANCE.md").exists()
     text = "Once upon a time, Lily  saw\na dog."

@@ -1,6 +1,7 @@
 """The int8 package: the values of LLM.int8()'s definition, bit-equal after a reload, within its bar."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,3 +61,27 @@ def test_a_real_model_stays_within_its_bar(stories260k, tmp_path, mean_kl):
 
 def test_every_width_is_accepted(stories260k):
     assert OPTION.refuse(json.loads((stories260k / "config.json").read_text())) is None
+
+
+def test_a_family_beyond_float16_s_range_stays_finite(tmp_path, rows, logprobs, mean_kl):
+    """Gemma 3's blocks add up to more than 65,504; a tiny one whose norms after each block are as large."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape["num_attention_heads"] = 2
+    config = Gemma3TextConfig(vocab_size=101, num_key_value_heads=1, head_dim=32, eos_token_id=2, **shape)
+    model: Any = Gemma3ForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_feedforward_layernorm.weight.fill_(5e4)
+    model.save_pretrained(tmp_path / "student")
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(101)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2").save_pretrained(tmp_path / "student")
+    OPTION.make(tmp_path / "student", tmp_path / "package")
+    found = logprobs(tmp_path / "package")
+    assert np.isfinite(found).all()
+    assert mean_kl(logprobs(tmp_path / "student"), found) < 0.1

@@ -218,6 +218,7 @@ def test_modelfile_translates_the_chat_template(student: tuple[Path, Any, Any], 
         '{{ else if eq .Role "assistant" }}<|assistant|>{{ .Content }}<|end|>'
         '{{ else if eq .Role "system" }}<|system|>{{ .Content }}<|end|>{{ end }}{{ end }}<|assistant|>"""',
         'PARAMETER stop "<|end|>"',
+        "PARAMETER temperature 0",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.family.known import FAMILIES
-from distill.family.licence import TERMS, Terms, terms_at, terms_called, terms_of_folder
+from distill.family.licence import TERMS, Terms, in_card, terms_at, terms_called, terms_of_folder
 from tests.conftest import ROOT
 
 PUBLISHED = [pytest.param(p, id=p.model) for family in FAMILIES for p in family.published]
@@ -40,6 +40,10 @@ def test_an_entry_has_its_source_and_says_what_to_do(terms: Terms):
     assert (terms.outputs == "free") == (terms.conditions == ())
     assert all(sentence.strip() == sentence for sentence in (*terms.conditions, *terms.as_base))
     assert (terms.hub == "other") == (bool(terms.hub_name) or bool(terms.hosts))
+    # what a run writes is what a user is told to write
+    asks = " ".join(terms.as_base)
+    assert ('"Notice" with' in asks or "this notice:" in asks or '"Notice" that says' in asks) == bool(terms.notice)
+    assert terms.notice in asks and (f'must begin with "{terms.name_begins}"' in asks) == bool(terms.name_begins)
 
 
 @pytest.mark.parametrize("checkpoint", PUBLISHED)
@@ -80,6 +84,7 @@ def test_services_are_known_by_their_host(address, found):
         ("license: 'apache-2.0'", "apache-2.0"),
         ("license: other\nlicense_name: mrl\nlicense_link: https://x", "mistral-research"),
         ("license: other\nlicense_name: qwen-research", "qwen-research"),
+        ("license: other\nlicense_name: llama3.1-and-gemma\nlicense_link: https://x", "llama3.1+gemma"),
         ("license: other", None),
         ("license: cc-by-4.0", None),
         ("tags: [license]", None),
@@ -87,14 +92,26 @@ def test_services_are_known_by_their_host(address, found):
 )
 def test_a_folder_is_known_by_its_card(tmp_path, front_matter, found):
     (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\n\n# Model\n\nlicense: mit\n")
-    terms = terms_of_folder(tmp_path)
-    assert (terms.id if terms else None) == found
+    assert "+".join(terms.id for terms in terms_of_folder(tmp_path)) == (found or "")
 
 
 def test_a_folder_without_a_card_is_not_known(tmp_path):
-    assert terms_of_folder(tmp_path) is None
+    assert terms_of_folder(tmp_path) == ()
     (tmp_path / "README.md").write_text("license: mit\n")
-    assert terms_of_folder(tmp_path) is None
+    assert terms_of_folder(tmp_path) == ()
+
+
+def test_a_card_under_several_licences_is_read_as_it_is_written(tmp_path):
+    models = [terms for terms in TERMS.values() if not terms.hosts]
+    assert not any("-and-" in name for terms in models for name in (terms.id, terms.hub, terms.hub_name))
+    for one in models:
+        for two in models:
+            said = "".join(f"{key}: {value}\n" for key, value in in_card((one, two)).items())
+            (tmp_path / "README.md").write_text(f"---\n{said}---\n")
+            assert terms_of_folder(tmp_path) == (one, two)
+    # half of it would be a judgement of something else
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: llama2-and-mine\n---\n")
+    assert terms_of_folder(tmp_path) == ()
 
 
 def test_what_hubs_call_a_licence_leads_back_to_it():

@@ -238,7 +238,7 @@ def test_an_nf4_package_runs_with_the_adapter_beside_it(tmp_path):
     for name, parameter in healed.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    healed.save_pretrained(tmp_path / "package" / "adapter")
+    healed.save_pretrained(tmp_path / "package")
     with torch.no_grad():
         expected = healed.eval()(torch.tensor(row)).logits[0].float().log_softmax(-1).numpy()
     with Transformers(tmp_path / "package", device="cpu") as runtime:

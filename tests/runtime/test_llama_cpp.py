@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from distill.errors import DataError, StageFailed
-from distill.runtime.llama_cpp import LlamaCpp, _names
+from distill.runtime._gguf_head import GgufHead
+from distill.runtime.llama_cpp import LlamaCpp
 from tests.small_models import byte_tokenizer
 
 pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
@@ -259,6 +260,6 @@ def test_a_key_is_not_found_inside_another_one(tmp_path):
         (tmp_path / "file").write_bytes(b"GGUF" + struct.pack("<Q", len(key)) + key.encode() + b"\x08\0\0\0")
         return tmp_path / "file"
 
-    assert _names(written("tokenizer.chat_template"), "tokenizer.chat_template")
+    assert GgufHead(written("tokenizer.chat_template")).has("tokenizer.chat_template")
     for longer in ("my.tokenizer.chat_template", "tokenizer.chat_template.tool_use"):
-        assert not _names(written(longer), "tokenizer.chat_template")
+        assert not GgufHead(written(longer)).has("tokenizer.chat_template")

@@ -47,7 +47,7 @@ def test_metadata_says_what_is_known_and_no_more(run, package):
     assert card.data.library_name == "gguf" and card.data.pipeline_tag == "text-generation"
     assert {"distillation", "gguf_q8_0"} <= set(card.data.tags)
     assert card.data.license is None and card.data.base_model is None and card.data.datasets is None
-    assert "No licence is stated" in card.text and "llama-cli -m model-q8_0.gguf" in card.text
+    assert "No licence is stated" in card.text and "llama-completion -m model-q8_0.gguf" in card.text
     assert "ollama" not in card.text and "pip install xllamacpp\n" in card.text
     (package / "Modelfile").touch()
     assert "ollama create my-model -f Modelfile" in card_of(package, run, "gguf_q8_0").text
@@ -184,6 +184,28 @@ def test_scores_stand_beside_teacher_and_student_with_the_proof(run, package):
     assert "`example-org/word-problems-3m`" in card.text and "recipe=quickstart tracking=wandb" in card.text
 
 
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ("kind: file, path: data/answers.jsonl", "learned from `answers.jsonl` ("),
+        ("kind: file, path: data/answers.jsonl, name: gpt", "learned from `gpt` ("),
+        (
+            "kind: routed, teachers: {a: {kind: hf, model: org/a}, b: {kind: server, model: b}}",
+            "from `org/a` and `b` (",
+        ),
+    ],
+)
+def test_teachers_that_are_no_checkpoint_are_named_and_not_compared_with(run, package, teacher, words):
+    scores = json.loads((run / "scores.json").read_text())
+    own = [model for model in scores["models"] if model["kind"] in {"student", "package"}]
+    for model in own:
+        model["scores"] = {"exact_match": 0.5}
+    (run / "scores.json").write_text(json.dumps({**scores, "models": own}))
+    (run / "recipe.yaml").write_text(f"name: x\nteacher: {{{teacher}}}\nloss: {{kind: text}}\n")
+    text = card_of(package, run, "bf16").text
+    assert words in text and "KL and agreement" not in text
+
+
 def test_what_is_missing_is_said(run, package):
     for name in ("scores.json", "verification.json", "record.jsonl", "metrics.jsonl"):
         (run / name).unlink()
@@ -218,7 +240,10 @@ def test_the_snippet_of_a_plain_package_runs(run, package, tiny_teacher):
     shutil.copytree(tiny_teacher, package, dirs_exist_ok=True)
     text = card_of(package, run, "bf16").text
     assert "apply_chat_template" in text and "pip install transformers\n" in text
-    assert run_snippet(text, package).strip()
+    # as many published checkpoints have it, and a package keeps what its student had
+    (package / "generation_config.json").write_text('{"do_sample": true, "temperature": 5.0, "eos_token_id": 0}')
+    said = run_snippet(text, package)
+    assert said.strip() and said == run_snippet(text, package), "scores are of the likeliest tokens, as is this"
 
 
 @pytest.fixture
@@ -230,7 +255,7 @@ def healed(tiny_teacher, tmp_path) -> Path:
 
     option, made = BnbNf4Lora(kind="bnb_nf4_lora", rank=2), tmp_path / "healed"
     option.make(tiny_teacher, made)
-    _save_adapter(_with_adapter(option, tiny_teacher, made, seed=0), made)
+    _save_adapter(_with_adapter(option, tiny_teacher, made, seed=0, starts=True), made)
     return made
 
 
@@ -325,7 +350,7 @@ def test_the_snippet_of_a_gguf_runs(run, package, tiny_teacher, tmp_path, chat):
     GgufQ8_0(kind="gguf_q8_0").make(checkpoint, package)
     text = card_of(package, run, "gguf_q8_0").text
     assert ("handle_chat_completions" in text) is chat
-    assert isinstance(run_snippet(text, package), str)
+    assert run_snippet(text, package) == run_snippet(text, package), "scores are of the likeliest tokens, as is this"
 
 
 @pytest.mark.parametrize(("setting", "words"), [("load_in_8bit", "8-bit weights"), ("load_in_4bit", "4-bit weights")])

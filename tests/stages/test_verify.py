@@ -5,11 +5,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.compression.bf16 import Bf16
 from distill.compression.bnb_nf4 import BnbNf4
 from distill.compression.gguf_q8_0 import FILE_NAME, GgufQ8_0
+from distill.encoding import encode_prompt, encode_response
+from distill.runtime.hf import Transformers
+from distill.stages._verify_process import _HeldOut
 from distill.stages.verify import verify_packages
 
 NEXT = 7
@@ -26,6 +30,18 @@ def edited(file: Path, change: Callable[[dict], None]) -> None:
     said = json.loads(file.read_text())
     change(said)
     file.write_text(json.dumps(said))
+
+
+def test_of_a_long_text_no_more_is_read_than_is_compared(shared_data):
+    text = (shared_data / "wikitext2/valid.txt").read_text("utf-8")[:2000]
+    checkpoint = shared_data / "stories260k"  # of 512 positions
+    request = {"student": str(checkpoint), "prompts": ["", ""], "prompt_texts": ["", ""], "responses": [text, text]}
+    with Transformers(checkpoint) as student:
+        held_out = _HeldOut(student, {**request, "positions": 40, "greedy_tokens": 1})
+        ids = encode_prompt(student.tokenizer, "") + encode_response(student.tokenizer, text)
+        whole_NV = student.logprobs([ids[:512]], held_out.positions)
+    assert held_out.positions == [list(range(40))] and [len(row) for row in held_out.rows] == [40]
+    assert np.abs(held_out.logprobs_NV - whole_NV).max() < 1e-4
 
 
 def no_template(package: Path) -> None:
@@ -134,7 +150,7 @@ def test_a_sentencepiece_student_s_gguf_is_right_where_its_prompts_are(shared_da
     tokenizer = load_tokenizer(stories260k)
     tokenizer.chat_template = LLAMA_2 if chat else None
     tokenizer.save_pretrained(student)  # as training does; transformers 5 writes Metaspace with "first"
-    option = GgufQ8_0(kind="gguf_q8_0", max_kl_nats=0.01)
+    option = GgufQ8_0(kind="gguf_q8_0")  # and of a real model, by its own bar
     option.make(student, tmp_path / "package")
     packages = {"gguf_q8_0": (tmp_path / "package", option)}
     proof = verify_packages("llama.cpp", student, packages, examples, tmp_path / "proof", 4)["gguf_q8_0"]

@@ -1,0 +1,31 @@
+"""What a recipe's GGUF packages say of themselves: name, licence, what the student started from, and the data."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from distill._licences import verdict
+from distill.compression._about import About
+from distill.family.licence import in_card
+from distill.option import is_meant_as_path
+from distill.recipe import Recipe
+
+
+def about(recipe: Recipe) -> About:
+    """The recipe's name, and what model hubs ask beside it. A rehearsal's weights have no licence and no origin."""
+    if recipe.rehearse:
+        return About(name=f"rehearsal of {recipe.name}")
+    said = verdict(recipe)
+    return About(
+        name=said.named(recipe.name),
+        licence=in_card(said.packages or ()),
+        base_model=hub_id(getattr(recipe.student, "model", None)),
+        dataset=hub_id(getattr(recipe.data, "path", None)),
+    )
+
+
+def hub_id(name: Any) -> str | None:
+    """`owner/name` when that is what `name` is and not a file or a folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return None
+    return None if is_meant_as_path(name) or Path(name).exists() else name
