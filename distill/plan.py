@@ -62,10 +62,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _own(typed: list[str]) -> tuple[dict[str, str], list[str]]:
     """(the plan's own arguments, the others, which are the recipe's)."""
-    own = dict(
-        text.lstrip("+").split("=", 1) for text in typed if text.lstrip("+").partition("=")[0] in OWN and "=" in text
-    )
-    return own, [_quoted(text) for text in typed if text.lstrip("+").partition("=")[0] not in OWN]
+    own = [text for text in typed if text.lstrip("+").startswith(tuple(f"{name}=" for name in OWN))]
+    return dict(text.lstrip("+").split("=", 1) for text in own), [_quoted(text) for text in typed if text not in own]
 
 
 def _quoted(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.compression._companions import copy_companions
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 from distill.megatron.layout import rank_files
 from distill.megatron.merging import merge, num_layers, place_of
 from distill.megatron.reading import Rank, read_rank
@@ -115,7 +115,7 @@ def _tokenizer_facts(folder: Path, num_tokens: int | None) -> tuple[int, dict[st
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"--tokenizer {folder}: transformers loads no tokenizer from it ({str(error).splitlines()[0][:150]}). "
+            f"--tokenizer {folder}: transformers loads no tokenizer from it ({first_line(error)}). "
             "Give a folder with tokenizer.json, or vocab.json and merges.txt."
         ) from None
     if num_tokens not in {None, len(tokenizer)}:

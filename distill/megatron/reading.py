@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,8 +93,7 @@ def _load(file: Path) -> Any:
         ) from None
     # whatever the legacy format's reader stumbles over in half a file
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, AssertionError) as error:
-        what = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise RecipeError(f"{file} cannot be read: {what}. Is it whole?") from None
+        raise RecipeError(f"{file} cannot be read: {first_line(error)}. Is it whole?") from None
 
 
 def _is_whole_zip(file: Path) -> bool:

@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     import torch
 
-DROPPED = ("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "dense_4h_to_h", "dense")
-"""Layers whose outputs `training.dropout` drops, as the trainer's own list."""
-
 
 @dataclass(frozen=True)
 class Pass:
@@ -93,6 +90,7 @@ def _body(config: dict[str, Any], layers: int, how: Pass, *, trained: bool) -> I
 
     from distill.family.head import transformers_config
     from distill.planning.live_bytes import LiveBytes
+    from distill.stages._dropout import residual_dropout
 
     few = transformers_config(config)
     text = few.get_text_config()
@@ -113,8 +111,8 @@ def _body(config: dict[str, Any], layers: int, how: Pass, *, trained: bool) -> I
             _halve(body)
         if how.checkpointing:
             _checkpoint(model)
-        if trained and how.dropout:
-            _drop(body, how.dropout)
+        if trained:
+            residual_dropout(body, how.dropout)  # its hooks go with the body
         ids_BT = torch.zeros(how.rows, how.length, dtype=torch.long)
         inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
         live = LiveBytes([*model.parameters(), *model.buffers()])
@@ -147,18 +145,6 @@ def _checkpoint(model: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.gradient_checkpointing_enable()
-
-
-def _drop(body: Any, probability: float) -> None:
-    from torch import nn
-
-    def drop(module: nn.Module, _: Any, output: "torch.Tensor") -> "torch.Tensor":
-        return nn.functional.dropout(output, probability, module.training)
-
-    for name, module in body.named_modules():
-        if name.rpartition(".")[2] in DROPPED:
-            module.register_forward_hook(drop)
-    body.get_input_embeddings().register_forward_hook(drop)
 
 
 def _adapt(body: Any, how: Pass) -> None:

@@ -44,7 +44,7 @@ def for_training(recipe: Recipe, hardware: Hardware) -> Iterator[Change]:
     can_be_cut = recipe.adapter.kind != "qlora" and not recipe.training.on_policy
     if hardware.count > 1 and can_be_cut and recipe.training.sharding != "full":
         yield from (_training(c, "training.sharding=full", sharding="full") for c in cheap)
-    yield from _shorter(cheap[-1])
+    yield from shorter(cheap[-1])
     if recipe.adapter.kind == "none" and recipe.student.kind == "pretrained" and recipe.student.layers is None:
         yield cheap[-1].and_then("adapter=lora", replace(cheap[-1].recipe, adapter=Lora(kind="lora")))
     if recipe.adapter.kind != "qlora" and recipe.student.kind == "pretrained" and "lora" not in recipe.compression:
@@ -169,7 +169,8 @@ def _more_parallel(start: Change, model: Model) -> Iterator[Change]:
         yield _teacher(start, words, hardware, tensor_parallel_size=size, pipeline_parallel_size=stages)
 
 
-def _shorter(start: Change) -> Iterator[Change]:
+def shorter(start: Change) -> Iterator[Change]:
+    """Rows of half as many tokens, and half as many again."""
     length = start.recipe.training.max_length
     least = max(SHORTEST, length // 4)  # what is left of a row that is cut further teaches something else
     while length > least:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from distill.planning import rates
-from distill.planning.changes import Change, for_teaching
+from distill.planning.changes import Change, for_teaching, shorter
 from distill.planning.evaluating import (
     BATCH,
     asked_prompts,
@@ -18,7 +18,7 @@ from distill.planning.placement import DISK_RATE
 from distill.planning.result import Stage
 from distill.planning.site import Site, fits, size_of
 
-FEWER_ROWS = (64, 32)
+FEWER_ROWS, FEWEST_POSITIONS = (64, 32), 250
 """Of an evaluation that does not fit; with fewer it says little."""
 
 
@@ -45,13 +45,20 @@ def evaluate(site: Site) -> list[Stage]:
 
 
 def _changes(site: Site, teacher: Model | None) -> Iterator[Change]:
-    """What alters the teacher, then fewer rows at once, which are fewer in all; what has to be bought comes last."""
+    """What alters the teacher, then fewer rows at once, which are fewer in all, fewer scored tokens and shorter rows;
+    what has to be bought comes last."""
     altered = list(_teachers_changes(site, teacher)) if teacher else []
     yield from (change for change in altered if change.hardware == site.hardware)
     start = Change((), site.recipe, site.hardware)
     quantised = [change for change in altered if change.words == ("teacher.quantization=nf4",)]
     for change in (start, *quantised):
-        yield from (_fewer_rows(change, rows) for rows in FEWER_ROWS if rows < min(BATCH, asked_prompts(site)))
+        fewer = [_fewer_rows(change, rows) for rows in FEWER_ROWS if rows < min(BATCH, asked_prompts(site))]
+        yield from fewer
+        least = change
+        for one in (change, *fewer[-1:]):
+            for least in _fewer_positions(one):
+                yield least
+        yield from shorter(least)
     yield from (change for change in altered if change.hardware != site.hardware)
 
 
@@ -67,6 +74,14 @@ def _teachers_changes(site: Site, teacher: Model) -> Iterator[Change]:
 def _fewer_rows(start: Change, rows: int) -> Change:
     evaluation = replace(start.recipe.evaluation, rows=rows)
     return start.and_then(f"evaluation.rows={rows}", replace(start.recipe, evaluation=evaluation))
+
+
+def _fewer_positions(start: Change) -> Iterator[Change]:
+    positions = start.recipe.evaluation.positions
+    while positions > FEWEST_POSITIONS:
+        positions = max(FEWEST_POSITIONS, positions // 2)
+        evaluation = replace(start.recipe.evaluation, positions=positions)
+        yield start.and_then(f"evaluation.positions={positions}", replace(start.recipe, evaluation=evaluation))
 
 
 def _work(site: Site, students: int) -> rates.Work:

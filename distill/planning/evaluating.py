@@ -9,7 +9,6 @@ from distill.planning.placement import Placement, placed
 from distill.planning.site import Need, Site, size_of
 from distill.planning.teaching import of_reader, teaching_need
 from distill.planning.weights import dtype_of
-from distill.recipe import STAGES
 
 BATCH = 128
 Scored = tuple[Model, Placement, str]
@@ -27,7 +26,7 @@ def scored(site: Site) -> Iterator[Scored]:
 
 def evaluating_beside(site: Site) -> Need | None:
     """What the evaluation takes of the teacher that is asked before it; None where it is not scored."""
-    if STAGES.index(site.recipe.until) < STAGES.index("evaluate") or len(list(scored(site))) == 1:
+    if "evaluate" not in site.recipe.stages or len(list(scored(site))) == 1:
         return None
     return lambda recipe, hardware: evaluating_need(replace(site, recipe=recipe, hardware=hardware))
 

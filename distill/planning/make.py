@@ -15,7 +15,7 @@ from distill.planning.site import Site
 from distill.planning.stages import stages_of
 from distill.planning.store_size import store_bytes
 from distill.planning.weights import dtype_of
-from distill.recipe import STAGES, Recipe
+from distill.recipe import Recipe
 
 
 def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float | None = None) -> Plan:
@@ -68,7 +68,7 @@ def plan(recipe: Recipe, hardware: str | None = None, price_per_gpu_hour: float 
 
 def _refused(recipe: Recipe, hardware: Hardware) -> str | None:
     """What `distill._process_checks` would say to one process for each device; None where nothing is trained."""
-    if STAGES.index(recipe.until) < STAGES.index("train"):
+    if "train" not in recipe.stages:
         return None
     try:
         check_division(recipe, processes(hardware))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 from distill.family.head import described_by, takes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -101,10 +101,9 @@ def _counted(name: str, config: dict[str, Any]) -> dict[str, Any]:
     try:
         model = described_by(config)
     except (KeyError, ValueError, TypeError) as error:
-        said = str(error).splitlines()[0][:200]
         raise RecipeError(
-            f"{name}: its config.json is of no causal language model that transformers can build ({said}). "
-            "A plan counts parameters on it; choose another checkpoint."
+            f"{name}: its config.json is of no causal language model that transformers can build "
+            f"({first_line(error)}). A plan counts parameters on it; choose another checkpoint."
         ) from None
     text = model.config.get_text_config()
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight

@@ -1,4 +1,4 @@
-"""compress and verify: what is made of the student, and proven. One device works at a time."""
+"""compress and verify: what is made of the student, and proven. One device works at a time, but all of them heal."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,7 @@ from distill.planning.placement import DISK_RATE, Placement
 from distill.planning.result import Stage
 from distill.planning.site import Site, size_of
 from distill.planning.teaching import of_reader
-from distill.planning.train_stage import training_work
-from distill.planning.volume import Volume
+from distill.planning.train_stage import live_beside, training_work
 from distill.recipe import Recipe
 
 VERIFIED_ROWS, VERIFIED_POSITIONS = 64, 1000
@@ -26,9 +25,12 @@ def compress(site: Site) -> list[Stage]:
     if not recipe.compression:
         return []
     one = replace(hardware, count=1)
+    live = site.facts.teachers["teach"][1] if recipe.live else None
+    heals = any(c.heals for c in recipe.compression.values())
 
-    def need(recipe: Recipe, _: Hardware) -> Memory:
-        return max((_making(recipe, c, student, site.volume, one) for c in recipe.compression.values()), key=_total)
+    def need(recipe: Recipe, hardware: Hardware) -> Memory:
+        there = replace(site, recipe=recipe, hardware=hardware)
+        return max((_making(there, c, live) for c in recipe.compression.values()), key=lambda memory: memory.total)
 
     seconds, flops, packages = 0.0, 0.0, 0.0
     for compression in recipe.compression.values():
@@ -40,16 +42,15 @@ def compress(site: Site) -> list[Stage]:
             read = rates.reading(student, rows * length, length, one, 1, dtype="float32", passes=rows)
             seconds, flops = seconds + read.seconds, flops + read.flops
         if compression.heals:
-            healing = _healing(recipe, compression)
-            _, _, work = training_work(replace(site, recipe=healing, hardware=one), None)
+            _, _, work = training_work(replace(site, recipe=_healing(recipe, compression)), live)
             seconds, flops = seconds + work.seconds, flops + work.flops
     return [
         site.finished(
             "compress",
             f"{size_of(student)}, {', '.join(recipe.compression)}",
-            "one device",
+            f"healing: DDP over {hardware.count}" if heals and hardware.count > 1 else "one device",
             need,
-            for_training(recipe, hardware) if any(c.heals for c in recipe.compression.values()) else iter(()),
+            for_training(recipe, hardware) if heals else iter(()),
             lambda *_: rates.Work(flops, seconds, "disk"),
             tokens=0.0,
             disk_bytes=packages,
@@ -76,12 +77,13 @@ def package_bytes(compression: Any, student: Model, recipe: Recipe) -> float:
     return 2.0 * student.parameters
 
 
-def _making(recipe: Recipe, compression: Any, student: Model, volume: Volume, hardware: Hardware) -> Memory:
+def _making(site: Site, compression: Any, live: Model | None) -> Memory:
+    recipe, student, hardware = site.recipe, site.facts.student, site.hardware
     process = process_bytes(hardware)
     if compression.heals:
-        memory = of_student(
-            _healing(recipe, compression), student, volume, hardware, kind=recipe.target_kind, live=None
-        )
+        healing = _healing(recipe, compression)
+        beside = live_beside(healing, live, site.volume, hardware, student) if live else None
+        memory = of_student(healing, student, site.volume, hardware, kind=recipe.target_kind, live=beside)
         return replace(memory, moment=f"healing {compression.kind}")
     if compression.kind == "bf16" and not hardware.is_cpu:
         return Memory(process=process, moment="bf16 is made on the CPU")
@@ -91,7 +93,8 @@ def _making(recipe: Recipe, compression: Any, student: Model, volume: Volume, ha
 
 
 def _healing(recipe: Recipe, compression: Any) -> Recipe:
-    training = replace(recipe.training, max_steps=compression.max_steps, dropout=0.0)
+    """The training that heals, as a recipe: each device holds the four-bit student."""
+    training = replace(recipe.training, max_steps=compression.max_steps, dropout=0.0, sharding="none", on_policy=0.0)
     return replace(
         recipe,
         adapter=Qlora(kind="qlora", rank=compression.rank),
@@ -113,7 +116,7 @@ def verify(site: Site) -> list[Stage]:
     packages = [c for c in recipe.compression.values() if c.runtime == "transformers"]
     if not recipe.compression:
         return []
-    length = min(site.volume.longest(1 << 20), student.positions or LONGEST_READ)
+    length = min(_longest_compared(site), student.positions or LONGEST_READ)
 
     def need(_: Recipe, hardware: Hardware) -> Memory:
         memory = of_reader(
@@ -144,5 +147,8 @@ def verify(site: Site) -> list[Stage]:
     ]
 
 
-def _total(memory: Memory) -> float:
-    return memory.total
+def _longest_compared(site: Site) -> int:
+    """Tokens of the longest row: of one, no more is read than is compared."""
+    most = site.volume.longest_prompt + VERIFIED_POSITIONS
+    # held-out texts are whole, however those that are learnt are cut
+    return most if site.recipe.is_plain_text else min(site.volume.longest(1 << 20), most)

@@ -27,7 +27,7 @@ def train(site: Site) -> list[Stage]:
         teacher = site.facts.teachers["teach"] if live else None
 
         def need(recipe: Recipe, hardware: Hardware, kind: Any = kind, teacher: Any = teacher) -> Memory:
-            beside = _live(recipe, teacher[1], site.volume, hardware, student) if teacher else None
+            beside = live_beside(recipe, teacher[1], site.volume, hardware, student) if teacher else None
             return of_student(recipe, student, site.volume, hardware, kind=kind, live=beside)
 
         own = name == "student" and recipe.training.on_policy > 0
@@ -92,7 +92,7 @@ def training_work(site: Site, live: Model | None) -> tuple[float, float, rates.W
     return steps, tokens, work
 
 
-def _live(recipe: Recipe, teacher: Model, volume: Volume, hardware: Hardware, student: Model) -> Memory:
+def live_beside(recipe: Recipe, teacher: Model, volume: Volume, hardware: Hardware, student: Model) -> Memory:
     """A teacher beside the student, cut over the same devices where the student is."""
     rows = micro_rows(recipe, hardware)
     assert recipe.teacher.kind == "hf"

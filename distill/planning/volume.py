@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from distill._teacher_checks import is_meant_as_file
 from distill.data._prompt import fields_of
 from distill.data.known import DataSet, data_set
-from distill.data.local import parse_slice
+from distill.data.local import num_held_out, parse_slice
 from distill.errors import DataError
 from distill.example import Example
+from distill.option import is_meant_as_path
 from distill.planning.answers import answers_of
 from distill.recipe import Recipe
 
@@ -19,7 +19,9 @@ CHARACTERS_PER_TOKEN = 4.0
 """Of English text, for vocabularies of 32,000 to 128,000."""
 SAMPLE = 400
 """Rows that are tokenised; the longest row is taken from all rows by its characters."""
-ROWS_UNKNOWN = 10_000
+ROWS_UNKNOWN, EVALUATION_UNKNOWN = 10_000, 500
+LONG_TEXT = 20_000
+"""Characters of a text that are tokenised: enough to say how many make a token."""
 LEAST_LONGEST = 2048
 """Tokens of the longest row of a data set that is not read, where training.max_length is not more."""
 LARGEST_FILE = 500_000_000
@@ -72,7 +74,7 @@ def volume_of(recipe: Recipe) -> Volume:
         found = _counted(recipe)
     else:
         known, subset = data_set(path), getattr(data, "subset", None)
-        if known is None and not Path(path).exists() and is_meant_as_file(path):
+        if known is None and not Path(path).exists() and is_meant_as_path(path):
             raise DataError(f"data.path={path}: no such file. It takes a file, or a data set's id on the hub.")
         if known is not None and known.is_of(subset):
             found = _of_known(recipe, known)
@@ -94,6 +96,8 @@ def _counted(recipe: Recipe) -> Volume:
     tokenizer = _tokenizer(recipe)
     if tokenizer is None:
         notes.append(f"data: {CHARACTERS_PER_TOKEN:g} characters are taken for a token; no tokenizer is on this disk.")
+    if recipe.is_plain_text:
+        return _texts(examples.train, tokenizer, recipe.training.max_length, evaluation, notes)
     answered = [row for row in examples.train if row.response is not None]
     prompts = _tokens(tokenizer, examples.train, "prompt")
     answers = _tokens(tokenizer, answered, "answer") if answered else (0.0, 0)
@@ -103,6 +107,38 @@ def _counted(recipe: Recipe) -> Volume:
     return Volume(
         rows, prompts[0], answers[0], prompts[1], answers[1], evaluation, share, tuple(notes), both or 1 << 30
     )
+
+
+def _texts(rows: Sequence[Example], tokenizer: Any, limit: int, evaluation: int, notes: list[str]) -> Volume:
+    """Of plain texts, each in as many rows of `limit` tokens as it takes. All are measured by their characters, of
+    which some say how many make a token."""
+    per_token = CHARACTERS_PER_TOKEN
+    if tokenizer:
+        chosen = [(row.response or "")[:LONG_TEXT] for row in rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]]
+        per_token = sum(map(len, chosen)) / max(1, sum(len(tokenizer(text)["input_ids"]) for text in chosen))
+    tokens = [len(row.response or "") / per_token + 1 for row in rows]
+    made = sum(math.ceil(each / (limit - NO_PROMPT)) for each in tokens)
+    notes.append(_in_rows(len(rows), made, limit))
+    return _of_texts(made, sum(tokens), math.ceil(max(tokens)), limit, evaluation, notes)
+
+
+def _of_texts(rows: int, tokens: float, longest: int, limit: int, evaluation: int, notes: Sequence[str]) -> Volume:
+    """Of `rows` rows that are learnt of texts with so many tokens in all and in the longest."""
+    longest = min(longest, limit - NO_PROMPT)
+    return Volume(
+        rows,
+        NO_PROMPT,
+        tokens / rows,
+        NO_PROMPT,
+        longest,
+        evaluation,
+        notes=tuple(notes),
+        longest_row=NO_PROMPT + longest,
+    )
+
+
+def _in_rows(texts: int, rows: int, limit: int) -> str:
+    return f"data: {texts:,} texts are about {rows:,} rows of training.max_length={limit} tokens at most."
 
 
 def _tokens(tokenizer: Any, rows: Sequence[Example], part: Literal["prompt", "answer"] | None) -> tuple[float, int]:
@@ -150,11 +186,10 @@ def _of_known(recipe: Recipe, known: DataSet) -> Volume:
     """From what is known of a data set on the hub."""
     data: Any = recipe.data
     rows = known.splits.get(data.split, max(known.splits.values()))
-    held_out = 0 if data.eval_path else min(500, max(1, rows // 10))
-    evaluation = held_out
-    if data.eval_path and (of := data_set(data.eval_path)):
-        evaluation = of.splits.get(data.eval_split, ROWS_UNKNOWN)
-    left = len(range(rows - held_out)[parse_slice(data.rows)])
+    evaluation, left = num_held_out(rows), data.rows_left(rows)
+    if data.eval_path:
+        of = data_set(data.eval_path)
+        evaluation = of.splits.get(data.eval_split, ROWS_UNKNOWN) if of else EVALUATION_UNKNOWN
     prompt, answer = _characters(data, known)
     exact = known.lengths if known.characters_per_row else "guessed from a sample of ours"
     limit = max(recipe.training.max_length, LEAST_LONGEST)
@@ -166,14 +201,18 @@ def _of_known(recipe: Recipe, known: DataSet) -> Volume:
     labelled = 1.0 if data.labelled_rows is None else min(1.0, data.labelled_rows / max(left, 1))
     tokens = [characters / CHARACTERS_PER_TOKEN for characters in (prompt, answer)]
     evaluation = min(evaluation, data.evaluation_rows or evaluation)
+    if recipe.is_plain_text and answer:
+        most, each = recipe.training.max_length, tokens[1] + 1
+        # lengths that fall off exponentially, as far as a mean tells: so many rows does a text take on average
+        rows = round(left / -math.expm1(-(most - NO_PROMPT) / each))
+        said = f"data: {known.hub_id} [{data.split}], lengths {exact}, {CHARACTERS_PER_TOKEN:g} characters for a token."
+        return _of_texts(rows, left * each, most, most, evaluation, (said, _in_rows(left, rows, most)))
     share = labelled if answer else 0.0
     return Volume(left, tokens[0], tokens[1], *longest, evaluation, share, (note,), longest_row=limit)
 
 
 def _longest(data: Any, known: DataSet, limit: int) -> tuple[int, int]:
-    """Tokens of the longest prompt and of the longest answer; `limit` where nothing is known. Plain text has none."""
-    if data.text_field:
-        return NO_PROMPT, limit
+    """Tokens of the longest prompt and of the longest answer; `limit` where nothing is known."""
     named = fields_of(data.prompt_template) if data.prompt_template else [data.prompt_field]
     most = [known.longest_characters.get(column) for column in named]
     if data.messages_field or not all(most):
@@ -211,14 +250,14 @@ def _unknown(recipe: Recipe, path: str) -> Volume:
         "(data.rows and training.max_steps say how much is learnt)."
     )
     answer = min(limit / 2, getattr(recipe.teacher, "max_new_tokens", limit))
-    evaluation = getattr(recipe.data, "evaluation_rows", None) or 500
+    evaluation = getattr(recipe.data, "evaluation_rows", None) or EVALUATION_UNKNOWN
     return Volume(rows, limit - answer, answer, longest, longest, evaluation, notes=(note,))
 
 
 def _as_answered(recipe: Recipe, found: Volume) -> Volume:
     """With the teacher's answers in the place of the data's own, as far as it is asked for them."""
     teacher: Any = recipe.teacher
-    if getattr(recipe.data, "text_field", None) or teacher.kind in {"none", "file"} or teacher.responses == "data":
+    if recipe.is_plain_text or teacher.kind in {"none", "file"} or teacher.responses == "data":
         return found
     asked = teacher.teachers.values() if teacher.kind == "routed" else [teacher]
     most = max(getattr(one, "max_new_tokens", found.longest_answer) for one in asked)

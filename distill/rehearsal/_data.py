@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from distill._shape_checks import check_schedule, rows_to_learn
-from distill._teacher_checks import is_meant_as_file
 from distill.artifact import write_whole
 from distill.checks import check_rows, load
 from distill.data._prompt import fields_of
 from distill.data._rows import read_rows
 from distill.data.known import DataSet, data_set
-from distill.data.local import Local, parse_slice
+from distill.data.local import Local
 from distill.data.word_problems import WordProblems
 from distill.errors import DataError
+from distill.option import is_meant_as_path
+from distill.planning.volume import volume_of
 from distill.recipe import Recipe
 
 NUM_ROWS, NUM_EVALUATION_ROWS = 56, 8
@@ -39,7 +40,8 @@ def check_data(recipe: Recipe) -> int | None:
     """
     data = recipe.data
     if is_here(data):
-        return check_rows(recipe, load(data))
+        # before a tokenizer is, texts are in as many rows as a plan expects
+        return check_rows(recipe, load(data), volume_of(recipe).rows if recipe.is_plain_text else None)
     assert isinstance(data, Local)
     for path, split, key in ((data.path, data.split, "split"), (data.eval_path, data.eval_split, "eval_split")):
         known = data_set(path) if path and not Path(path).exists() else None
@@ -49,6 +51,7 @@ def check_data(recipe: Recipe) -> int | None:
     if known is None or Path(data.path).exists() or not known.is_of(data.subset):
         return None
     num_rows = rows_to_learn(recipe, _rows_left(data, known.splits[data.split]))
+    num_rows = volume_of(recipe).rows if recipe.is_plain_text else num_rows
     check_schedule(recipe, num_rows)
     return num_rows
 
@@ -83,7 +86,7 @@ def sample(recipe: Recipe, folder: Path) -> Sample:
 
 
 def _rows_of(path: str, split: str, recipe: Recipe, count: int) -> tuple[list[Mapping[str, Any]], list[str]]:
-    if Path(path).exists() or (data_set(path) is None and is_meant_as_file(path)):
+    if Path(path).exists() or (data_set(path) is None and is_meant_as_path(path)):
         asked_by = "data.path" if path == getattr(recipe.data, "path", None) else "data.eval_path"
         rows = (row for _, row in read_rows(path, split, asked_by=asked_by))
         return _first_rows(rows, recipe, count), []
@@ -144,11 +147,10 @@ def _is_there(known: DataSet, split: str, key: str, subset: str | None) -> None:
 
 
 def _rows_left(data: Local, count: int) -> int:
-    left = count if data.eval_path else count - min(500, max(1, count // 10))
-    chosen = len(range(left)[parse_slice(data.rows)])
-    if not chosen:
-        raise DataError(f"data.rows={data.rows} leaves no row of the {left:,} in {data.path}.")
-    return chosen
+    left = data.rows_left(count)
+    if not left:
+        raise DataError(f"data.rows={data.rows} leaves no row of the {count:,} in {data.path}.")
+    return left
 
 
 def _write(rows: Iterable[Mapping[str, Any]], file: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from distill._teacher_checks import teachers_of
 from distill.family.facts import Family, Published
 from distill.family.known import published
-from distill.family.reading import Read, read_known
+from distill.family.reading import read_known
 from distill.recipe import YOURS, Recipe
 
 CLOSED: dict[str, Any] = {
@@ -78,7 +78,7 @@ def read(model: str, revision: str | None, asked_by: str) -> dict[str, Any]:
     return CLOSED if model == YOURS else read_known(model, revision, asked_by)
 
 
-def source(key: str, model: str, revision: str | None, read: Read = read) -> Source:
+def source(key: str, model: str, revision: str | None) -> Source:
     """What is known of `model`. Raises RecipeError when that is nothing, and names `key`."""
     known = None if Path(model).is_dir() else published(model)
     return Source(key, model, revision, read(model, revision, key), known, stands_in=model == YOURS)

@@ -9,7 +9,7 @@ from typing import Any
 from distill._licences import verdict as licence_verdict
 from distill._teacher_checks import teachers_of
 from distill.distributed import world
-from distill.errors import DistillError
+from distill.errors import DistillError, first_line
 from distill.hardware import hardware_of
 from distill.planning import plan
 from distill.recipe import STAGES, YOURS, Recipe
@@ -89,13 +89,13 @@ def _proven(run: RunFolder) -> list[str]:
 
 def _not_reached(recipe: Recipe) -> list[str]:
     """A sentence on the stages behind `until`."""
-    rest = STAGES[STAGES.index(recipe.until) + 1 :]
+    rest = STAGES[len(recipe.stages) :]
     return [f"{', '.join(rest)}: until={recipe.until} ends before them"] if rest else []
 
 
 def _alone(recipe: Recipe) -> list[str]:
     """A sentence where the recipe is meant for several devices and this was one process."""
-    trains = STAGES.index(recipe.until) >= STAGES.index("train")
+    trains = "train" in recipe.stages
     if world().size > 1 or recipe.hardware is None or hardware_of(recipe.hardware).count == 1 or not trains:
         return []
     return ["training in several processes: torchrun --nproc-per-node 2 -m distill … rehearse=true shows it here"]
@@ -108,7 +108,7 @@ def _plan(recipe: Recipe) -> str | None:
     try:
         return plan(recipe).verdict
     except DistillError as error:
-        return f"no plan: {str(error).splitlines()[0]}"
+        return f"no plan: {first_line(error)}"
     except Exception as error:  # what was rehearsed stands all the same
         return f"no plan: {type(error).__name__}: {error}. This is a fault of distill's plan, not of the recipe."
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill.encoding import load_tokenizer, train_tokenizer
-from distill.errors import RecipeError
+from distill.errors import RecipeError, first_line
 from distill.family.facts import Family, Published
 from distill.family.tiny_tokenizer import SPLITS, VOCAB_SIZE, train_like
 from distill.rehearsal._sources import Source
@@ -90,7 +90,7 @@ def real_tokenizer(source: Source) -> "PreTrainedTokenizerBase":
             raise
         raise RecipeError(
             f"{source.key}={source.model}: it has no tokenizer that transformers can load "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:160]}). Put its tokenizer.json beside config.json."
+            f"({type(error).__name__}: {first_line(error)}). Put its tokenizer.json beside config.json."
         ) from None
 
 

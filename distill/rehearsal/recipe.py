@@ -10,7 +10,7 @@ from distill.encoding import prompt_text
 from distill.example import Examples
 from distill.family.tiny import tiny_config
 from distill.family.tiny_tokenizer import VOCAB_SIZE
-from distill.recipe import STAGES, YOURS, Recipe
+from distill.recipe import YOURS, Recipe
 from distill.rehearsal._checkpoints import make_checkpoint
 from distill.rehearsal._data import NUM_EVALUATION_ROWS, NUM_ROWS, sample
 from distill.rehearsal._sources import Source, student_source, teacher_sources
@@ -50,9 +50,9 @@ def rehearsed(recipe: Recipe, folder: Path, num_processes: int = 1) -> Rehearsed
     data = sample(recipe, folder / "data")
     not_proven = list(data.not_proven)
     strict = [name for name, option in recipe.compression.items() if option.max_kl_nats < MAX_KL_NATS]
-    if strict and STAGES.index(recipe.until) >= STAGES.index("verify"):
+    if strict and "verify" in recipe.stages:
         not_proven.append(f"max_kl_nats of {', '.join(strict)}: {MAX_KL_NATS:g} was allowed, as the weights are random")
-    if "gguf_q4_k_m" in recipe.compression and STAGES.index(recipe.until) >= STAGES.index("compress"):
+    if "gguf_q4_k_m" in recipe.compression and "compress" in recipe.stages:
         not_proven.append("gguf_q4_k_m: its types of 4 and 6 bits take rows of 256; rows of 64 have 5 and 8 bits")
     examples = load(data.data)
     teachers, student = teacher_sources(recipe), student_source(recipe)
@@ -92,7 +92,7 @@ def _checkpoints(
 ) -> tuple[dict[tuple[str, str | None], str], list[str], list[str]]:
     """(model, revision) → folder of its stand-in, a sentence on each, and those whose tokenizer is not here."""
     distinct = list({(source.model, source.revision): source for source in sources}.values())
-    texts = [text for e in examples.train for text in (prompt_text(e), e.response) if text]
+    texts = [text for e in examples.train for text in (prompt_text(e.prompt), e.response) if text]
     places, shapes, stood_in = {}, [], []
     for number, (one, tokenized) in enumerate(zip(distinct, tokenizers_for(distinct, texts), strict=True)):
         # numbered: two folders may have the same name

@@ -58,3 +58,25 @@ def test_nothing_is_promised_where_a_stage_has_no_change_or_one_is_enough():
     assert together(none, lambda more: fits) is none
     never = replace(fits, stages=(teach, train))
     assert together(never, lambda more: never) is never
+
+
+def test_all_devices_heal_each_with_a_whole_four_bit_student():
+    typed = ["recipe=math_assistant", "compression=[bnb_nf4_lora]", "training.sharding=full"]
+    one, eight = (planned(*typed, f"hardware={count}xh100-80gb") for count in (1, 8))
+    (alone,), (together_,) = ([stage for stage in made.stages if stage.name == "compress"] for made in (one, eight))
+    assert (alone.layout, together_.layout) == ("one device", "healing: DDP over 8")
+    assert together_.flops == alone.flops and together_.seconds < alone.seconds
+    # an eighth of the rows, and the same weights: nothing of them is cut
+    assert together_.memory.weights == alone.memory.weights
+    assert together_.memory.activations < alone.memory.activations
+
+
+def test_a_live_teacher_lies_beside_the_student_that_is_healed():
+    typed = ["recipe=math_assistant", "compression=[bnb_nf4_lora]", "hardware=1xh100-80gb"]
+    stored, live = (planned(*typed, f"teacher.live={on}") for on in ("false", "true"))
+    (without,), (beside,) = ([stage for stage in made.stages if stage.name == "compress"] for made in (stored, live))
+    (training,) = (stage for stage in live.stages if stage.name in {"train", "train student"})
+    (alone,) = (stage for stage in stored.stages if stage.name in {"train", "train student"})
+    of_teacher = training.memory.weights - alone.memory.weights
+    assert of_teacher > 1e9 and beside.memory.weights - without.memory.weights == of_teacher
+    assert beside.seconds > without.seconds

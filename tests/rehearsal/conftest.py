@@ -52,11 +52,17 @@ def chat_recipe(chat_model, dialogues):
 
 
 @pytest.fixture
-def rehearse_here(tmp_path):
+def compose():
+    """Overrides → the recipe of a rehearsal."""
+    return lambda *overrides: parse(_hydra.compose([*overrides, "rehearse=true"]).config)
+
+
+@pytest.fixture
+def rehearse_here(compose, tmp_path):
     """Rehearses a recipe in this process, as the command does, and returns the run folder."""
 
     def run(*overrides):
-        recipe = parse(_hydra.compose([*overrides, "rehearse=true"]).config)
+        recipe = compose(*overrides)
         check_rehearsal(recipe)
         folder = tmp_path / "run"
         folder.mkdir()
