@@ -8,7 +8,7 @@ from typing import Any
 from distill.alignment import common_length
 from distill.encoding import encode_prompt, encode_response, load_tokenizer
 from distill.errors import RecipeError
-from distill.example import Example, Examples
+from distill.example import Example, Examples, messages_of
 from distill.family.known import published
 from distill.family.text_part import text_part
 
@@ -84,7 +84,7 @@ def _says_every_turn(name: str, tokenizer: Any, row: Example) -> None:
 
     if row.prompt == "":
         return
-    turns = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else [dict(t) for t in row.prompt]
+    turns = messages_of(row.prompt)
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:

@@ -5,7 +5,7 @@ import os
 from distill.distributed import world
 from distill.errors import RecipeError
 from distill.hardware import hardware_of
-from distill.recipe import STAGES, Recipe
+from distill.recipe import Recipe
 from distill.training import Training
 
 
@@ -21,7 +21,7 @@ def check_processes(recipe: Recipe) -> None:
 def check_hardware(recipe: Recipe) -> None:
     """Raises RecipeError, where the batch cannot be divided over one process for each device of `recipe.hardware`."""
     size = hardware_of(recipe.hardware).count if recipe.hardware else 1
-    if size > 1 and STAGES.index(recipe.until) >= STAGES.index("train"):
+    if size > 1 and "train" in recipe.stages:
         _check_batch(recipe, size)
 
 

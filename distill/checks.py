@@ -36,7 +36,8 @@ from distill.errors import DataError, RecipeError
 from distill.evaluation.exact_match import final_answer
 from distill.example import Examples
 from distill.family.reading import Read, read_stored, refuse_unknown_architecture
-from distill.recipe import STAGES, Recipe
+from distill.family.text_part import text_part
+from distill.recipe import Recipe
 from distill.student.pretrained import config_with_layers
 from distill.workspace import store_folder
 
@@ -44,6 +45,7 @@ from distill.workspace import store_folder
 LEAST_FREE_BYTES = 300_000_000
 
 _loaded: list[tuple[Data, Examples]] = []
+_cut: list[tuple[Any, Examples]] = []
 
 
 def check(recipe: Recipe) -> Examples:
@@ -58,8 +60,10 @@ def check(recipe: Recipe) -> Examples:
     _can_be_written(store_folder())
     student = check_configs(recipe, read_stored)
     served_can_be_asked(recipe)
-    examples = load(recipe.data)
-    num_rows = check_rows(recipe, examples)
+    examples, num_rows = load(recipe.data), None
+    if recipe.is_plain_text:
+        examples, num_rows = _in_windows(recipe, examples)
+    num_rows = check_rows(recipe, examples, num_rows)
     # last, because these load torch and transformers
     check_tokenizers(recipe)
     check_templates(examples, _tokenizers_of(recipe))
@@ -85,12 +89,16 @@ def check_configs(recipe: Recipe, read: Read) -> dict[str, Any]:
     return student
 
 
-def check_rows(recipe: Recipe, examples: Examples) -> int:
-    """How many rows an epoch has. Raises RecipeError: nothing to learn, nothing to compare with, nobody to ask."""
+def check_rows(recipe: Recipe, examples: Examples, num_rows: int | None = None) -> int:
+    """How many rows an epoch has: of plain text that is not in rows yet, `num_rows`.
+
+    Raises RecipeError: nothing to learn, nothing to compare with, nobody to ask.
+    """
     _answers_suffice(recipe, examples)
     check_labels(examples, recipe.data)
     check_routes(recipe, examples)
-    num_rows = rows_to_learn(recipe, len(examples.train), sum(row.response is not None for row in examples.train))
+    if num_rows is None:
+        num_rows = rows_to_learn(recipe, len(examples.train), sum(row.response is not None for row in examples.train))
     check_schedule(recipe, num_rows)
     return num_rows
 
@@ -121,6 +129,34 @@ def load(data: Data) -> Examples:
             return examples
     _loaded.append((data, data.load()))
     return _loaded[-1][1]
+
+
+def _in_windows(recipe: Recipe, examples: Examples) -> tuple[Examples, int | None]:
+    """The examples with training texts in rows of training.max_length, and how many rows a plan expects where no
+    tokenizer is there yet: a student's own is made of the texts, and its rows with it."""
+    from distill.encoding import load_tokenizer
+    from distill.planning.volume import volume_of
+    from distill.windows import in_windows
+
+    if any(teacher.kind == "file" for teacher in teachers_of(recipe).values()):
+        return examples, None  # its rows are joined to the texts as they are
+    sides = _tokenizers_of(recipe)
+    if not sides:
+        return examples, volume_of(recipe).rows
+    read = [positions_of(text_part(config)) for config in teacher_configs(recipe, read_stored)]
+    read += [getattr(teacher, "max_model_len", None) for teacher in teachers_of(recipe).values()]
+    max_length = min(recipe.training.max_length, *(most for most in read if most), 1 << 30)
+    wanted = (recipe.data, sides, max_length)
+    for known, cut in _cut:
+        if known == wanted:
+            return cut, None
+    rows, tokens = in_windows(examples.train, [load_tokenizer(*side) for side in sides], max_length)
+    said = (
+        f"{len(examples.train):,} texts are {len(rows):,} rows of {max_length:,} tokens at most (training.max_length), "
+        f"{tokens:,} tokens in all: longer ones go on in the next row."
+    )
+    _cut.append((wanted, replace(examples, train=rows, notes=(*examples.notes, said))))
+    return _cut[-1][1], None
 
 
 def _tokenizers_of(recipe: Recipe) -> list[tuple[str, str | None]]:
@@ -161,10 +197,8 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
             f"evaluation.max_new_tokens={recipe.evaluation.max_new_tokens} leaves no room for a prompt in the "
             f"student's {positions} positions."
         )
-    layers, has = (
-        getattr(recipe.student, "layers", None),
-        (student.get("num_hidden_layers") or student.get("n_layer") or student.get("num_layers")),
-    )
+    layers = getattr(recipe.student, "layers", None)
+    has = student.get("num_hidden_layers") or student.get("n_layer") or student.get("num_layers")
     wrong = [layer for layer in layers or () if has and not 0 <= layer < has]
     if wrong:
         assert has is not None and recipe.student.kind == "pretrained"
@@ -172,7 +206,7 @@ def _lengths_fit(recipe: Recipe, student: dict[str, Any]) -> None:
 
 
 def _compressions_fit(recipe: Recipe, student: dict[str, Any], *, elsewhere: bool, reads_hub: bool) -> None:
-    if STAGES.index(recipe.until) < STAGES.index("compress"):
+    if "compress" not in recipe.stages:
         return
     source = _tokenizer_of_student(recipe)
     for name, compression in recipe.compression.items():
@@ -225,8 +259,7 @@ def _answers_suffice(recipe: Recipe, examples: Examples) -> None:
             f"evaluation={recipe.evaluation.kind} needs them."
         )
     answers = [example.response for example in examples.evaluation["exact_match"] if example.response]
-    scores = STAGES.index(recipe.until) >= STAGES.index("evaluate")
-    by_answer = scores and getattr(recipe.evaluation, "compare", "text") == "final_answer"
+    by_answer = "evaluate" in recipe.stages and getattr(recipe.evaluation, "compare", "text") == "final_answer"
     if by_answer and not any(map(final_answer, answers)):
         raise DataError(
             f"evaluation.compare=final_answer looks for what follows ####, and none of the {len(answers)} answers of "

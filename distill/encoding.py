@@ -6,12 +6,12 @@ with the tokenizer's end-of-sequence token, so that a student learns to stop.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.errors import RecipeError
-from distill.example import Example
+from distill.example import Prompt, messages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,23 +68,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return tokenizer
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str | tuple[Mapping[str, str], ...]) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     """Token ids up to where the response begins."""
     if prompt == "":
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         return [cast(int, start)]
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages_of(prompt), tokenize=False, add_generation_prompt=True)
         return tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
     return tokenizer(without_template(prompt))["input_ids"]
 
 
-def without_template(prompt: str | tuple[Mapping[str, str], ...]) -> str:
+def without_template(prompt: Prompt) -> str:
     """The text of a prompt where there is no chat template; the response begins on a new line."""
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt) + "\nassistant:"
-    return prompt + "\n"
+    return prompt_text(prompt) + ("\n" if isinstance(prompt, str) else "\nassistant:\n")
 
 
 def encode_response(tokenizer: "PreTrainedTokenizerBase", response: str) -> list[int]:
@@ -97,11 +94,9 @@ def decode_response(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str
     return cast(str, tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def prompt_text(example: Example) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """The prompt as people read it."""
-    if isinstance(example.prompt, str):
-        return example.prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in example.prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -111,8 +106,11 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def template_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash of the chat template; the same for all tokenizers without one."""
-    return hashlib.sha256(str(tokenizer.chat_template or "").encode()).hexdigest()[:20]
+    """Hash of the chat template that makes prompts; the same for all tokenizers without one."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # those with another name, such as tool_use, make none of ours
+        template = cast(dict[str, str], template).get("default")
+    return hashlib.sha256((template or "").encode()).hexdigest()[:20]
 
 
 def _hash(parts: dict[str, Any]) -> str:

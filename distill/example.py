@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+Prompt = str | Sequence[Mapping[str, str]]
+"""Plain text, or chat messages (`[{"role": ..., "content": ...}, ...]`) that end before the answer."""
+
 
 @dataclass(frozen=True)
 class Example:
     """One row of data.
 
-    `prompt` is plain text, or chat messages (`[{"role": ..., "content": ...}, ...]`) that end before the answer.
     `response` is the row's own answer, or None when it has none. Plain language-model text has an empty prompt.
     """
 
@@ -19,6 +21,8 @@ class Example:
     response: str | None = None
     teacher: str | None = None
     """Which of several teachers is asked."""
+    ends: bool = True
+    """False: plain text that goes on in the next row, so that no end-of-sequence token follows it."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,14 @@ class Examples:
         return hashlib.sha256(parts.encode()).hexdigest()[:20]
 
 
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    """The prompt as chat messages: plain text is what a user says."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+
+
 def fingerprint_of(rows: Sequence[Example]) -> str:
-    """Hash of prompts and answers, in their order."""
+    """Hash of prompts and answers, and of where a text goes on, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([row.prompt, row.response]).encode())
+        digest.update(json.dumps([row.prompt, row.response, *([] if row.ends else ["goes on"])]).encode())
     return digest.hexdigest()[:20]

@@ -12,19 +12,23 @@ from distill._licences import notes as licence_notes
 from distill._teachers import Teachers
 from distill.artifact import Artifact, write_whole
 from distill.checkpoint import local_folder
-from distill.checks import check
+from distill.checks import check, load
 from distill.distributed import world
+from distill.encoding import load_tokenizer
 from distill.errors import RecipeError, StageFailed, VerificationFailed
-from distill.example import Example, Examples
-from distill.recipe import STAGES, Recipe
+from distill.example import Example, Examples, fingerprint_of
+from distill.recipe import Recipe
 from distill.record import RunRecord, gpu_name
 from distill.responses import DamagedStore
+from distill.run_folder import RunFolder
 from distill.stages import compress, evaluate, train, verify
 from distill.stages._local_teacher import how_to_load
-from distill.workspace import Following, Workspace, copy_linked, notes_in, store_folder
+from distill.stages._papers import add_papers
+from distill.stages._passages import passages
+from distill.workspace import Following, Workspace, notes_in, store_folder
 
-TOGETHER = ("teach", "train")
-"""The stages of which every process of a run needs the results: what it trains on, and where it trains."""
+TOGETHER = ("teach", "train", "compress")
+"""The stages of which every process of a run needs the results: what it trains on, and what it trains."""
 
 
 def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
@@ -42,10 +46,10 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
     record = RunRecord(folder, recipe=recipe.name, seed=recipe.seed)
     workspace = Workspace(record, store_folder())
     _same_disk()
-    for note in (*notes, *licence_notes(recipe), *examples.notes, *_seen_in_training(recipe, examples)):
+    for note in (*notes, *licence_notes(recipe), *examples.notes, *_seen_in_training(recipe)):
         workspace.note(note)
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
-    for stage in STAGES[: STAGES.index(recipe.until) + 1]:
+    for stage in recipe.stages:
         try:
             getattr(this, stage)()
         except DamagedStore as damaged:
@@ -57,8 +61,9 @@ def run(recipe: Recipe, folder: Path, notes: Sequence[str] = ()) -> None:
         raise VerificationFailed(f"Verification failed. {said}\nAll proofs: {folder / 'verification.json'}")
 
 
-def _seen_in_training(recipe: Recipe, examples: Examples) -> list[str]:
+def _seen_in_training(recipe: Recipe) -> list[str]:
     """A line where evaluation rows are training rows too. A rehearsal's sample is too small to be without repeats."""
+    examples = load(recipe.data)  # plain texts whole, not as the rows that are learnt of them
     trained = set() if recipe.rehearse else {_asked(row) for row in examples.train}
     judged = examples.evaluation["exact_match"]
     seen = sum(_asked(row) in trained for row in judged)
@@ -99,7 +104,7 @@ def _follow(recipe: Recipe, examples: Examples, folder: Path) -> None:
     workspace = Following(store_folder())
     _same_disk()
     this = Run(recipe, examples, workspace, Teachers(recipe, examples.train, workspace), folder)
-    for stage in STAGES[: STAGES.index(recipe.until) + 1]:
+    for stage in recipe.stages:
         if stage in TOGETHER:
             try:
                 getattr(this, stage)()
@@ -146,7 +151,7 @@ class Run:
 
     def compress(self) -> None:
         """student (+ responses) → packages"""
-        student = self.models["student"]
+        student, missing = self.models["student"], dict[str, None]()
         for name, compression in self.recipe.compression.items():
 
             def make(scratch: Path, compression=compression) -> Mapping[str, Any]:
@@ -156,10 +161,16 @@ class Run:
             inputs = {"student": student.fingerprint}
             inputs |= self.teachers.inputs() if compress.reads_responses(compression) else {}
             settings = compress.settings(self.recipe, compression)
-            made = self.workspace.produce("package", f"compress {name}", settings=settings, inputs=inputs, make=make)
+            made = self.workspace.produce(
+                "package", f"compress {name}", settings=settings, inputs=inputs, make=make, together=compression.heals
+            )
             self.workspace.note_again(made.path / "notes.json")
-            copy_linked(made.path / "package", self.folder / "packages" / name)
             self.packages[name] = made
+            self.workspace.hand_out(made.path / "package", self.folder / "packages" / name)
+            if world().leads:
+                missing |= dict.fromkeys(add_papers(self.recipe, self.folder / "packages" / name))
+        for words in missing:
+            self.workspace.note(words)
 
     def verify(self) -> None:
         """packages, each runtime in a fresh process → proofs. A failure is reported, and fails the run at its end."""
@@ -175,17 +186,23 @@ class Run:
         """packages, teacher, baselines → scores"""
         for note in evaluate.unanswered(self.recipe.evaluation, self.examples.evaluation):
             self.workspace.note(note)
-        teacher = self.recipe.teacher
-        if teacher.kind == "hf":
-            path = local_folder(teacher.model, teacher.revision)
+        teacher, checkpoints = self.recipe.teacher, [model.path / "checkpoint" for model in self.models.values()]
+        path = local_folder(teacher.model, teacher.revision) if teacher.kind == "hf" else None
+        scored = passages(
+            self.examples.evaluation["exact_match"][: self.recipe.evaluation.rows],
+            [load_tokenizer(folder) for folder in (path, *checkpoints) if folder],
+            max_length=evaluate.longest_row(self.recipe),
+            positions=self.recipe.evaluation.positions,
+        )
+        if teacher.kind == "hf" and path:
             how = how_to_load(teacher, path)
-            self._score("teacher", path, self.workspace.weights(model=teacher), "transformers", how)
+            self._score("teacher", path, self.workspace.weights(model=teacher), "transformers", scored, how)
         for name, model in self.models.items():
-            self._score(name, model.path / "checkpoint", {"model": model.fingerprint}, "transformers")
+            self._score(name, model.path / "checkpoint", {"model": model.fingerprint}, "transformers", scored)
         for name, package in self.packages.items():
             if "kl_to_student_nats" in self.proofs[name]:  # else it does not even load
                 runtime = self.recipe.compression[name].runtime
-                self._score(name, package.path / "package", {"model": package.fingerprint}, runtime)
+                self._score(name, package.path / "package", {"model": package.fingerprint}, runtime, scored)
         judged_on = self.examples.evaluation_fingerprint
         results.write_scores(self.recipe, self.models, self.proofs, self.scores, judged_on, self.folder)
 
@@ -202,7 +219,8 @@ class Run:
         tracked = self.recipe.tracking.log_run(self.folder)
         if tracked:
             self.workspace.note(tracked)
-        print_table(json.loads((self.folder / "scores.json").read_text()))
+        made = RunFolder.read(self.folder)
+        print_table({**made.scores, "models": made.models})
         self.workspace.say("report", "report.html, scores.json, model cards")
 
     def _verify_runtime(self, runtime: str, names: list[str]) -> None:
@@ -239,7 +257,13 @@ class Run:
             self.proofs |= json.loads((proof.path / "proofs.json").read_text())
 
     def _score(
-        self, name: str, path: Path, inputs: Mapping[str, str], runtime: str, how: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        path: Path,
+        inputs: Mapping[str, str],
+        runtime: str,
+        scored: Sequence[Example],
+        how: Mapping[str, Any] | None = None,
     ) -> None:
         teacher, longest = self.scores.get("teacher"), evaluate.longest_row(self.recipe)
 
@@ -250,6 +274,7 @@ class Run:
                 self.recipe.evaluation,
                 self.examples.evaluation,
                 scratch,
+                scored=scored,
                 max_length=longest,
                 teacher=teacher.path if teacher else None,
                 is_teacher=name == "teacher",
@@ -258,11 +283,11 @@ class Run:
             )
 
         device = {"runtime": runtime, **(how or {}), "gpu": gpu_name()}
-        max_length = {"max_length": longest}
+        of_text = {"max_length": longest, "passages": fingerprint_of(scored)}
         self.scores[name] = self.workspace.produce(
             "scores",
             f"evaluate {name}",
-            settings={**evaluate.settings(self.recipe.evaluation), **device, **max_length},
+            settings={**evaluate.settings(self.recipe.evaluation), **device, **of_text},
             inputs={
                 "data": self.examples.evaluation_fingerprint,
                 **inputs,

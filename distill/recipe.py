@@ -111,8 +111,18 @@ class Recipe:
             raise ValueError("adapter=qlora freezes the student's weights; a student from scratch has none worth that")
         self._check_targets()
         generated = self.teacher.kind != "none" and self.teacher.responses == "generate"
-        if generated and getattr(self.data, "text_field", None):
+        if generated and self.is_plain_text:
             raise ValueError("data.text_field has no prompts to answer; use teacher.responses=data")
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether rows are texts without prompts, which are learnt from their first token to their last."""
+        return bool(getattr(self.data, "text_field", None))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that are run, in their order: up to `until`."""
+        return STAGES[: STAGES.index(self.until) + 1]
 
     @property
     def live(self) -> bool:
@@ -281,8 +291,13 @@ def _describe(problem: Mapping[str, Any], recipe: str) -> str:
         hint = did_you_mean(str(found.get("kind")), valid)
         return f"{key}: no option {found.get('kind')!r}; {hint}there are: {', '.join(valid)}."
     if kind == "list_type":
-        one = isinstance(found, str | int | float)
-        return f"{key}={found!r}: a list is needed" + (f"; write {key}=[{found}]." if one else ".")
+        # one name is a list of one; a number says how many, where a list says which
+        if isinstance(found, str):
+            return f"{key}={found!r}: a list is needed; write {key}=[{found}]."
+        first = (
+            f"; write {key}={[*range(found)]} for the first {found}" if type(found) is int and 0 < found < 100 else ""
+        )
+        return f"{key}={found!r}: a list is needed{first}."
     if kind == "literal_error" and isinstance(found, str):
         hint = did_you_mean(found, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
         return f"{key}={found!r}: {hint}there are: {problem['ctx']['expected']}."

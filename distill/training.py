@@ -22,6 +22,7 @@ class Training:
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """At most half of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
@@ -37,7 +38,7 @@ class Training:
     save_steps: Annotated[float, Field(gt=0)] = 0.1
     """A checkpoint to resume from every so many steps, or, below 1, after each such share of the steps."""
     logging_steps: Annotated[float, Field(gt=0)] = 0.02
-    """The same for the loss curve."""
+    """The same for the loss curve, which has a point at each checkpoint too."""
     gradient_checkpointing: bool = False
     packing: bool = False
     """Rows stand side by side in sequences of up to max_length tokens, each seeing itself alone: less padding, the same
@@ -45,7 +46,8 @@ class Training:
     sharding: Literal["auto", "none", "full"] = "auto"
     """Under several processes. none: each holds the student (DDP); full: each holds a part of it, of its gradients and
     of Adam's averages (FSDP2); auto: full where they would take more than 40 % of a GPU. The result is the same. With
-    on_policy, auto is none: a student that writes is whole."""
+    on_policy, auto is none: a student that writes is whole. So is, whatever this says, the four-bit one that a package
+    heals."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of each batch in which the student learns from its own answers, scored by the teacher."""
     on_policy_rounds: Annotated[int, Field(ge=1)] = 8

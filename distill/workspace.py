@@ -19,8 +19,10 @@ from distill.errors import StageFailed
 from distill.progress import console
 from distill.record import RunRecord
 
-SHARED = ("responses", "student")
-"""Kinds of artifacts that all processes of a run open; the others are the leader's alone."""
+SHARED = ("responses", "student", "package")
+"""Kinds of artifacts that all processes of a run open or make; the others are the leader's alone."""
+NAME_WIDTH = len("evaluate baseline_no_teacher")
+"""Columns of a stage's name in the terminal, the longest one's."""
 RUNS = "runs"
 """Folder of the store in which each run that used it left its own folder's path."""
 Make = Callable[[Path], Mapping[str, Any] | None]
@@ -92,7 +94,7 @@ class Workspace:
                 shutil.rmtree(path)
             resuming = scratch.exists()
             scratch.mkdir(parents=True, exist_ok=True)
-            self.say(name, f"{'goes on from an interrupted run' if resuming else 'starts'} ({why})")
+            self.say(name, "goes on from an interrupted run" if resuming else f"starts ({why})")
             started = time.monotonic()
             measured = self._make_together(name, make, scratch) if together else self._make(name, make, scratch)
             made_of = {"name": name, "settings": dict(settings), "inputs": dict(inputs)}
@@ -125,11 +127,11 @@ class Workspace:
 
     def say(self, name: str, words: str) -> None:
         """One line in the terminal."""
-        self.terminal.print(f"[bold]{escape(f'{name:<24}')}[/bold] {escape(words)}")
+        self.terminal.print(f"[bold]{escape(f'{name:<{NAME_WIDTH}}')}[/bold] {escape(words)}")
 
     def note(self, words: str) -> None:
         """One line in the terminal and in the logbook."""
-        self.terminal.print(f"{'':<24} {escape(words)}")
+        self.terminal.print(f"{'':<{NAME_WIDTH}} {escape(words)}")
         self.record.log(words)
 
     def hash_of(self, folder: Path) -> str:
@@ -151,6 +153,10 @@ class Workspace:
         """What a stage had to leave out or to cut is said again when its result is reused."""
         for words in notes_in(file):
             self.note(words)
+
+    def hand_out(self, source: Path, target: Path) -> None:
+        """A copy of a folder in place of `target`; see `copy_linked`."""
+        copy_linked(source, target)
 
     def _make_together(self, name: str, make: Make, scratch: Path) -> Mapping[str, Any]:
         world().share({"make": str(scratch)})
@@ -179,9 +185,9 @@ class Workspace:
         self.record.stage(
             name, fingerprint=artifact.fingerprint, reused=reused, why=why, made=artifact.path, **measured
         )
-        time_taken = "" if reused else f" in {measured['seconds']:.0f} s"
         went_on = f", from step {measured['resumed_from_step']}" if measured.get("resumed_from_step") else ""
-        self.say(name, f"{'reused' if reused else 'made'}{time_taken}{went_on} ({why})")
+        # why it is made was said when it was begun
+        self.say(name, "reused" if reused else f"made in {measured['seconds']:.0f} s{went_on}")
 
     def _why_new(self, kind: str, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
         """What differs from the most similar artifact that was made under this name, in the recipe's words."""
@@ -265,6 +271,9 @@ class Following(Workspace):
         """Nothing."""
 
     def note(self, words: str) -> None:
+        """Nothing."""
+
+    def hand_out(self, source: Path, target: Path) -> None:
         """Nothing."""
 
     def hash_of(self, folder: Path) -> str:

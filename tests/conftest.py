@@ -77,6 +77,32 @@ def run_cli(tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk():
+    """A killed process loses nothing that it wrote; only a power cut would, and waiting for the disk is slow."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_store(tmp_path_factory, no_waiting_for_the_disk) -> Path:
+    """A finished store of `small_store`'s rows, to be read only."""
+    from tests.small_store import HEADER, fill, plan
+
+    folder = tmp_path_factory.mktemp("store")
+    assert fill(folder) == plan(HEADER.num_rows)
+    return folder
+
+
+@pytest.fixture
+def copied_store(whole_store, tmp_path) -> Path:
+    """The same, to be damaged."""
+    for file in whole_store.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
 def typed_in(
     main: Callable[[list[str]], None], folder: Path, capsys, monkeypatch, *, columns: int
 ) -> Callable[..., tuple[int, str, str]]:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, cli_environment
 
 # Lowest first. A module may import from its own layer's line or from the lines below, options never from each other.
 LAYERS = [
-    ["errors", "artifact", "shipped", "_new_run", "option", "example", "checkpoint", "_bin_weights"],
+    ["errors", "papers", "artifact", "shipped", "_new_run", "option", "example", "checkpoint", "_bin_weights"],
     [
         "devices",
         "hardware",
@@ -18,10 +18,6 @@ LAYERS = [
         "_shards",
         "responses",
         "_store_writer",
-        "_store_list",
-        "_store_check",
-        "_store_show",
-        "_store_prune",
         "store",
         "served",
         "alignment",
@@ -35,6 +31,7 @@ LAYERS = [
         "family",
         "runtime",
         "encoding",
+        "windows",
         "run_folder",
         "workspace",
     ],
@@ -76,7 +73,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OPTIONS = 2
-STANDARD_LIBRARY_ONLY = ["errors", "artifact", "shipped", "_new_run"]
+STANDARD_LIBRARY_ONLY = ["errors", "papers", "artifact", "shipped", "_new_run"]
 
 
 def modules():

@@ -221,6 +221,11 @@ def test_adapters_train_and_their_packages_load(adapter, tiny_teacher, tiny_run_
     assert process.returncode == 0, said
     scores = numbers(run_folders(tmp_path)[0])
     assert all(scores[name][-1] for name in packages)
+    if adapter == "lora":  # what users download, and what they need beside it
+        (run,) = run_folders(tmp_path)
+        entry = next(m for m in json.loads((run / "scores.json").read_text())["models"] if m["name"] == "lora")
+        assert entry["base_bytes"] == (tiny_teacher / "model.safetensors").stat().st_size
+        assert (run / "packages/lora/adapter_model.safetensors").stat().st_size < entry["bytes"] < entry["base_bytes"]
     assert scores["student"][3]["kl_to_teacher_nats"] < 0.2, "the student started as its teacher"
 
 

@@ -84,7 +84,7 @@ def test_yaml_repeats_no_default():
         ("recipie=quickstart", ["recipie", "did you mean recipe?"]),
         ("licence.accept=llama2", ["licence.accept='llama2'", "licence.accept=[llama2]"]),
         ("evaluation.rows=x", ["evaluation.rows='x'"]),
-        ("student=pretrained student.layers=3", ["student.layers=3", "student.layers=[3]"]),
+        ("student=pretrained student.layers=3", ["student.layers=3", "write student.layers=[0, 1, 2] for the first 3"]),
         ("teacher.model=", ["teacher.model", "is empty", "hub id"]),
         ("student=pretrained student.model=", ["student.model", "is empty"]),
         ("rehearse=maybe", ["rehearse", "maybe"]),

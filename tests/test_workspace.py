@@ -1,6 +1,7 @@
 """distill/workspace.py: why something is made, in words."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_what_changed_under_the_same_name_is_said(made):
     assert made("compress bnb_int8", kind="bnb_int8", outlier_threshold=5.0) == "new: outlier_threshold changed"
     # the nearest of several
     assert made("compress bnb_int8", kind="bnb_int8", outlier_threshold=5.0, rest=1) == "new: rest changed"
+
+
+def test_the_terminal_says_why_once_and_stands_in_columns(made, capsys):
+    for name in ("teach", "evaluate baseline_no_teacher", "teach"):
+        made(name, kind=name)
+    assert re.sub(r"in \d s", "in 0 s", capsys.readouterr().err).splitlines() == [
+        "teach                        starts (first of its kind)",
+        "teach                        made in 0 s",
+        "evaluate baseline_no_teacher starts (first of its kind)",
+        "evaluate baseline_no_teacher made in 0 s",
+        "teach                        reused",
+    ]
 
 
 def test_a_folder_without_its_manifest_is_made_again(made, tmp_path):

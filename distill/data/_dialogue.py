@@ -12,6 +12,8 @@ from distill.example import Example
 ASSISTANT = "assistant"
 WHO_ASKS = frozenset({"user", "system", "developer", "tool", "function", "ipython"})
 """Speakers that a dialogue without an answer may have."""
+CALLS = ("tool_calls", "function_call")
+"""Fields of a turn, in OpenAI's layout, with what is said in no text."""
 Turns = list[dict[str, str]]
 
 
@@ -64,15 +66,30 @@ def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> Turns:
         with contextlib.suppress(json.JSONDecodeError):
             found = json.loads(found)
     speaker, content = layout.speaker_field, layout.content_field
-    if not isinstance(found, list) or not all(_is_turn(turn, speaker, content) for turn in found):
+    turns = found if isinstance(found, list) else []
+    _refuse_calls(turns, content, where)
+    wrong = next((number for number, turn in enumerate(turns) if not _is_turn(turn, speaker, content)), None)
+    if not isinstance(found, list) or wrong is not None:
         said = ""
-        if isinstance(found, list) and found and isinstance(found[0], dict):
-            said = f" Its first turn has {', '.join(map(str, found[0]))}: see data.speaker_field, data.content_field."
+        if wrong is not None and isinstance(turns[wrong], dict):
+            has = ", ".join(f"{name} ({type(value).__name__})" for name, value in turns[wrong].items())
+            said = f" Turn {wrong + 1} has {has}: see data.speaker_field, data.content_field."
         raise DataError(
             f"{where}: field {layout.messages_field!r} must hold a list of turns with {speaker} and {content}, both "
             f"text. Fields there: {', '.join(map(str, row))}.{said}"
         )
-    return [{"role": _role(turn[speaker], layout.agent), "content": turn[content]} for turn in found]
+    return [{"role": _role(turn[speaker], layout.agent), "content": turn[content]} for turn in turns]
+
+
+def _refuse_calls(turns: list[Any], content: str, where: str) -> None:
+    """Raises DataError where a turn calls a tool outside its text: the call would be left out."""
+    for number, turn in enumerate(turns, start=1):
+        called = next((name for name in CALLS if isinstance(turn, dict) and turn.get(name)), None)
+        if called:
+            raise DataError(
+                f"{where}: turn {number} has {called}, which is not read: a student would see what a tool said, and "
+                f"never learn to ask for it. Write the call into the turn's {content}, as the model is to say it."
+            )
 
 
 def _is_turn(turn: Any, speaker: str, content: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.errors import DataError
+from distill.errors import DataError, first_line
+from distill.option import is_meant_as_path
 
 Row = tuple[str, dict[str, Any]]
 
@@ -36,7 +37,7 @@ def read_rows(path: str, split: str, subset: str | None = None, *, asked_by: str
                 f"{path}: cannot read {file.suffix or 'a file without a suffix'}; use .jsonl, .csv, .parquet."
             )
         rows = readers[suffix](file)
-    elif file.suffix or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    elif is_meant_as_path(path):
         raise DataError(f"{path}: no such file. {asked_by} takes a .jsonl, .csv or .parquet file, or a hub id.")
     else:
         rows = _hub(path, split, subset, asked_by)
@@ -71,7 +72,8 @@ def _jsonl(file: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
+                needed = "Each line must be one whole JSON object"
+                raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}). {needed}.") from None
             if not isinstance(row, dict):
                 raise DataError(f"{where}: holds {type(row).__name__}; each line must be a JSON object.")
             yield where, row
@@ -92,10 +94,14 @@ def _csv(file: Path) -> Iterator[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
+        columns = reader.fieldnames or []
+        twice = [column for number, column in enumerate(columns) if column in columns[:number]]
+        if twice:
+            raise DataError(f"{file}: two columns are called {twice[0]!r}, of which only one would be read.")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if None in row or None in row.values():
-                raise DataError(f"{where}: does not have the {len(reader.fieldnames or [])} columns of the header.")
+                raise DataError(f"{where}: does not have the {len(columns)} columns of the header.")
             yield where, row
 
 
@@ -117,7 +123,7 @@ def _hub(name: str, split: str, subset: str | None, asked_by: str = "data.path")
     except Exception as error:  # the hub's client raises a dozen types: offline, gated, no such set, no such split
         raise DataError(
             f"{asked_by}={name}: no such file here, and the hub gave no split {split!r} of it "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:200]}).{_advice(str(error), asked_by)}"
+            f"({type(error).__name__}: {first_line(error)}).{_advice(str(error), asked_by)}"
         ) from None
     labels = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(rows):

@@ -79,6 +79,11 @@ class Local:
             return list(fields_of(self.prompt_template))
         return [self.text_field or self.messages_field or self.prompt_field]
 
+    def rows_left(self, num_rows: int) -> int:
+        """Training rows of so many in the source: those that are not held out, and of them the slice."""
+        held_out = 0 if self.eval_path else num_held_out(num_rows)
+        return len(range(num_rows - held_out)[parse_slice(self.rows)])
+
     def load(self) -> Examples:
         """Reads, shuffles, holds out, slices.
 
@@ -98,7 +103,7 @@ class Local:
             # the first of them stand for all: in a file that is sorted by class they would be of one or two
             random.Random(self.shuffle_seed).shuffle(evaluation)
         else:
-            held_out = min(500, max(1, len(train) // 10))
+            held_out = num_held_out(len(train))
             evaluation, train = train[:held_out], train[held_out:]
             if not train:
                 raise DataError(f"{self.path} holds one row, and it is held out. Give more, or data.eval_path=… too.")
@@ -148,6 +153,11 @@ class Local:
             raise DataError(f"{where}: its prompt is empty, text is needed. Plain text goes into data.text_field.")
         has_answer = response is not None and str(response).strip() != ""
         return [Example(prompt=prompt, response=str(response) if has_answer else None)]
+
+
+def num_held_out(num_rows: int) -> int:
+    """Rows for evaluation of so many, where no others are named: a tenth, 500 at most."""
+    return min(500, max(1, num_rows // 10))
 
 
 def parse_slice(rows: int | str | None) -> slice:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill._shards import CUT
 from distill.alignment import NO_SPAN, TokenBytes, common_spans
 from distill.encoding import encode_response
 from distill.errors import TargetMismatch
@@ -56,7 +55,7 @@ class Aligner:
         Raises:
             TargetMismatch: the row has no log-probability for each of its response's tokens.
         """
-        ended = row.source != CUT
+        ended = row.ended
         theirs, teacher_logprob_N = _response(row)
         text = row.text if ended else row.text.rstrip("\N{REPLACEMENT CHARACTER}")
         ours = encode_response(self._student, text)[: None if ended else -1]

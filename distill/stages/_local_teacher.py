@@ -70,6 +70,11 @@ def how_to_load(teacher: Hf, checkpoint: Path) -> dict[str, Any]:
     return {"dtype": dtype, "quantise": quantise, "device_map": teacher.device_map}
 
 
+def name_of(folder: Path) -> str:
+    """A checkpoint's folder, not its path: a store is moved between machines. All runs call their packages alike."""
+    return f"{folder.parent.parent.parent.name}/{folder.name}" if folder.parent.name == "packages" else folder.name
+
+
 def frozen_head(checkpoint: Path) -> "torch.Tensor":
     """The output head `[V, D]` of the student's checkpoint, in float32."""
     from distill.runtime.hf import load_model
@@ -85,7 +90,7 @@ class LocalTeacher:
         self.tokenizer = model.tokenizer
         self.num_ids = num_ids(self.tokenizer)
         self.context = model.max_positions or 1 << 30
-        self.name = Path(teacher.model).name if Path(teacher.model).is_dir() else teacher.model
+        self.name = name_of(Path(teacher.model)) if Path(teacher.model).is_dir() else teacher.model
         self.head_VD = None if head_VD is None else head_VD.to(model.device)
         self.always_keep = keep_ids(teacher, self.tokenizer) if wanted.kind == "top_k" else ()
         self.layout = self._layout()
@@ -99,7 +104,6 @@ class LocalTeacher:
         dtype = str(next(self.model.model.parameters()).dtype).removeprefix("torch.")
         kind = self.wanted.kind
         return Header(
-            # the folder's name, not its path: a store is moved between machines
             teacher=self.name,
             revision=self.teacher.revision,
             engine=f"transformers {metadata.version('transformers')}, torch {metadata.version('torch')}",
@@ -180,7 +184,7 @@ class LocalTeacher:
     def _ends(self, row: Row, where: range) -> np.ndarray:
         """bool `[len(where)]`: where the row says that the answer is over."""
         assert row.input_ids_T is not None
-        ended = row.source != CUT and row.input_ids_T[-1] == self.tokenizer.eos_token_id
+        ended = row.ended and row.input_ids_T[-1] == self.tokenizer.eos_token_id
         return np.arange(1, len(where) + 1) == len(where) * ended
 
     def _end_in_any_way(self, logits_NV: "torch.Tensor", is_end_N: np.ndarray) -> None:

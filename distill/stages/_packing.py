@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from distill.loss._divergence import IGNORED
+
 # B rows, T positions of the padded batch; P sequences of L positions
 
 
@@ -64,5 +66,5 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 def _padding(name: str, flat: np.ndarray) -> np.ndarray:
     """One position that counts for nothing, like those of `flat`."""
-    nothing = {"labels": -100, "token_ids": -1}.get(name, 0)
+    nothing = {"labels": IGNORED, "token_ids": -1}.get(name, 0)
     return np.full_like(flat[:1], nothing)

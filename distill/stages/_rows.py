@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill._shards import CUT
 from distill.encoding import encode_prompt, encode_response, template_hash, tokenizer_hash
 from distill.errors import DataError
 from distill.example import Example
+from distill.loss._divergence import IGNORED
 from distill.responses import TeacherResponses
 from distill.stages._aligned_rows import AlignedRow, Aligner, batch_spans
 from distill.stages._packing import pack
 from distill.stages.teach import ROOM_FOR_ANSWER
 from distill.targets import KINDS, Places, RowTargets
+from distill.windows import windows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # B rows, T tokens of a row
 
-IGNORED = -100
 PAD_TO = 8
 
 
@@ -70,6 +70,8 @@ class TokenRows:
     rows: list[TokenRow] = field(default_factory=list)
     cut_responses: int = 0
     left_out: int = 0
+    going_on: int = 0
+    """Rows that go on with a plain text which was cut here, and not before the teacher was asked."""
 
     @property
     def lengths(self) -> list[int]:
@@ -90,6 +92,11 @@ class TokenRows:
     def notes(self, max_length: int) -> list[str]:
         """What was cut, in words; empty when nothing was."""
         said = []
+        if self.going_on:
+            said.append(
+                f"{self.going_on} of {len(self.rows)} rows go on with a text that is longer than {max_length} tokens "
+                "(training.max_length)."
+            )
         if self.cut_responses:
             were = "response was" if self.cut_responses == 1 else "responses were"
             said.append(f"{self.cut_responses} {were} cut at {max_length} tokens (training.max_length).")
@@ -125,7 +132,7 @@ def _add_responses(
             made.add(number, *lengths, max_length, store=responses)
         else:
             row, example = responses[number], examples[number // responses.header.samples]
-            _add_text(made, tokenizer, number, example, row.text, max_length, ended=row.source != CUT)
+            _add_text(made, tokenizer, number, example, row.text, max_length, ended=row.ended)
 
 
 def speaks_like(responses: TeacherResponses, tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -165,7 +172,7 @@ def own_rows(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", 
     made = TokenRows()
     for number, example in enumerate(examples):
         if example.response is not None:
-            _add_text(made, tokenizer, number, example, example.response, max_length)
+            _add_text(made, tokenizer, number, example, example.response, max_length, ended=example.ends)
     return _not_empty(made, [example.prompt for example in examples], tokenizer, max_length)
 
 
@@ -175,8 +182,15 @@ def _add_text(
     prompt = encode_prompt(tokenizer, example.prompt)
     # an answer that was cut does not end, and may stop inside a character
     text = response if ended else response.rstrip("\N{REPLACEMENT CHARACTER}")
-    ids = np.array(prompt + encode_response(tokenizer, text)[: None if ended else -1], dtype=np.int32)
-    made.add(number, len(ids), len(prompt), max_length, ids=ids)
+    # plain text is in rows already, unless the tokenizer was made only now, or has more tokens for it
+    parts = [(text, ended)]
+    if example.prompt == "":
+        sides = [(tokenizer, max_length - len(prompt))]
+        parts = [(part, ends) for part, ends, _ in windows_of(text, sides, ends=ended)]
+        made.going_on += max(0, len(parts) - 1)
+    for part, ends in parts:
+        ids = encode_response(tokenizer, part)[: None if ends else -1]
+        made.add(number, len(prompt) + len(ids), len(prompt), max_length, ids=np.array(prompt + ids, dtype=np.int32))
 
 
 def _not_empty(made: TokenRows, prompts: Sequence[Any], tokenizer, max_length: int) -> TokenRows:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from distill.distributed import World, world
+from distill.errors import StageFailed, first_line
 from distill.stages import _sharding
 from distill.stages._checkpoints import load_checkpoint
 from distill.stages._loading import Source, read_to_cut
@@ -61,6 +62,18 @@ class TogetherTrainer(DistillTrainer):
         self.seen: list[int] = []
         # else all processes would drop the same places of their different rows
         torch.manual_seed(self.args.seed * together.size + together.rank)
+
+    def train(self, *arguments, **more):
+        try:
+            return super().train(*arguments, **more)
+        except RuntimeError as error:
+            # a collective's error means that another process is gone
+            if not any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Broken pipe")):
+                raise
+            raise StageFailed(
+                "Another process ended while this one waited for it "
+                f"({first_line(error)}).\nThe same command goes on from the last checkpoint."
+            ) from error
 
     def get_train_dataloader(self) -> DataLoader:
         share = self.plan.share(self.world.rank, self.world.size, self.micro_batches)

@@ -6,7 +6,7 @@ its gradient is skipped when it is frozen.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from distill.artifact import write_whole
 from distill.distributed import ALONE, World
 from distill.errors import StageFailed
 from distill.family.head import output_head
-from distill.loss._divergence import LossTerms
+from distill.loss._divergence import IGNORED, LossTerms
 from distill.progress import bar
 from distill.runtime.bnb import quiet
 from distill.stages._batches import BatchPlan
@@ -29,7 +29,7 @@ from distill.stages._checkpoints import COMPLETE, last_checkpoint, same_checkpoi
 from distill.stages._dropout import residual_dropout, without_own_dropout
 from distill.stages._loading import Source
 from distill.stages._proofs import prove
-from distill.stages._rows import IGNORED, TokenRow, collate
+from distill.stages._rows import TokenRow, collate
 from distill.stages._step import Step
 from distill.training import Training
 
@@ -72,8 +72,10 @@ def train(
     as `distill.stages._loading` reads them: whole in the leader, without weights or not read yet in the others.
 
     Raises:
-        StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint.
+        StageFailed: the loss became infinite or NaN; the message names the step, the rows and the checkpoint. Or the
+            processes plan different batches.
     """
+    _same_plan(plan, together)
     checkpoint = same_checkpoint(folder, together)
     bf16 = use_bf16(training)
     if bf16 and not torch.cuda.is_available() and training.max_length <= EAGER_ATTENTION_LENGTH:
@@ -108,15 +110,25 @@ def train(
         step=Step(model, loss, teacher=live_teacher, teacher_states=states, stored=stored, bf16=bf16),
     )
     trainer.remove_callback(PrinterCallback)  # the bar and the curve say it
-    own, ours = without_own_dropout(model), residual_dropout(model, training.dropout)
-    with own, ours, quiet(), bar(label, plan.steps) as advance:
-        advance(start)
+    _run(trainer, training.dropout, label, checkpoint, stop_after)
+    return Trained(_curve(trainer.state.log_history, plan), start or None, whole=not cut)
+
+
+def _run(
+    trainer: "DistillTrainer", dropout: float, label: str, checkpoint: Path | None, stop_after: int | None
+) -> None:
+    """Takes the steps that are left, under a bar, with the recipe's dropout and none of the model's own."""
+    student, steps = trainer.step.student, trainer.plan.steps
+    own, ours = without_own_dropout(student), residual_dropout(student, dropout)
+    with own, ours, quiet(), bar(label, steps) as advance:
+        advance(step_of(checkpoint) if checkpoint else 0)
         trainer.add_callback(_Progress(advance, stop_after))
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except RuntimeError as error:
-            raise _of_a_lost_process(error) if together.size > 1 else error from error
-    curve = [
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _curve(log_history: Sequence[Mapping[str, Any]], plan: BatchPlan) -> list[dict[str, Any]]:
+    """The steps that were logged, those before an interruption too: mean loss since the last one, nats per token."""
+    return [
         {
             "step": entry["step"],
             "tokens": int(plan.tokens_after[int(entry["step"]) - 1]),
@@ -124,20 +136,21 @@ def train(
             "learning_rate": entry["learning_rate"],
             "grad_norm": entry["grad_norm"],
         }
-        for entry in trainer.state.log_history
+        for entry in log_history
         if "loss" in entry
     ]
-    return Trained(curve, start or None, whole=not cut)
 
 
-def _of_a_lost_process(error: RuntimeError) -> Exception:
-    """What to raise for an error under several processes: a collective's means that another one is gone."""
-    if not any(word in str(error) for word in ("gloo", "NCCL", "Connection reset", "Broken pipe")):
-        return error
-    return StageFailed(
-        f"Another process ended while this one waited for it ({str(error).strip().splitlines()[0][:160]}).\n"
-        "The same command goes on from the last checkpoint."
-    )
+def _same_plan(plan: BatchPlan, together: World) -> None:
+    """Raises StageFailed where processes would train on different batches; nothing later would notice."""
+    plans = together.gather(plan.digest)
+    others = [rank for rank, digest in enumerate(plans) if digest != plans[0]]
+    if others:
+        raise StageFailed(
+            f"Processes {', '.join(map(str, others))} plan other batches than process 0 from the same responses.\n"
+            "All have to see the same files (DISTILL_STORE and the data on a disk that all nodes share) with the "
+            "same versions of distill, numpy and tokenizers."
+        )
 
 
 def _stored_targets(row: TokenRow) -> tuple[str, float] | None:
@@ -275,6 +288,8 @@ class _Progress(TrainerCallback):
         self.advance(1)
         if state.global_step == self.stop_after:
             control.should_save = control.should_training_stop = True
+        # what was summed since the last point of the curve is in no checkpoint
+        control.should_log |= control.should_save
 
 
 def _arguments(

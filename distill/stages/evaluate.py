@@ -12,15 +12,16 @@ import numpy as np
 
 from distill.artifact import fingerprint, write_whole
 from distill.checkpoint import positions_of, read_config
-from distill.encoding import decode_response, encode_prompt, encode_response, load_tokenizer, tokenizer_hash
+from distill.encoding import decode_response, encode_prompt, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
 from distill.evaluation.exact_match import ExactMatch
 from distill.example import Example
 from distill.family.text_part import text_part
 from distill.progress import bar
 from distill.recipe import Recipe
+from distill.stages._passages import answer_ids
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when a model would be scored otherwise."""
 # not needed to run a package: descriptions, and what other programs read
 NOT_NEEDED = {"README.md", "Modelfile", "manifest.json", "settings.json", "export.json"}
@@ -30,10 +31,7 @@ NOT_NEEDED = {"README.md", "Modelfile", "manifest.json", "settings.json", "expor
 
 def settings(evaluation: Evaluation) -> dict[str, Any]:
     """What decides a model's scores, beside its files and the evaluation rows."""
-    settings = {"version": VERSION, **asdict(evaluation)}
-    if evaluation.speed:
-        del settings["speed"]  # younger than the stores that have been made
-    return settings
+    return {"version": VERSION, **asdict(evaluation)}
 
 
 def longest_row(recipe: Recipe) -> int:
@@ -67,6 +65,7 @@ def score_model(
     row_sets: Mapping[str, Sequence[Example]],
     folder: Path,
     *,
+    scored: Sequence[Example],
     max_length: int,
     teacher: Path | None,
     is_teacher: bool = False,
@@ -77,8 +76,8 @@ def score_model(
 
     Args:
         path: the checkpoint or package.
-        max_length: tokens of a row on which likelihoods are measured at most; the same for all models, so that they
-            are compared at the same positions.
+        scored: the passages on which likelihoods are measured, the same for all models.
+        max_length: more tokens than any of them has, its prompt included.
         tokenizer_from: where the tokenizer is when not beside the weights: a GGUF has its own, of which verify
             showed that it gives the same token ids.
         teacher: the folder in which the teacher's own scores lie, or None without a teacher.
@@ -91,11 +90,8 @@ def score_model(
         right = _right(evaluation, answers, row_sets) if evaluation.kind == "exact_match" else {}
         scores = {name: sum(each) / len(each) for name, each in right.items()}
         scored_rows = {name: len(each) for name, each in right.items()}
-        main = row_sets["exact_match"]
-        likelihoods, num_rows = _likelihoods(
-            model, tokenizer, evaluation, main, max_length, folder, teacher, is_teacher
-        )
-        scores, scored_rows = scores | likelihoods, scored_rows | dict.fromkeys(likelihoods, num_rows)
+        likelihoods = _likelihoods(model, tokenizer, scored, folder, teacher, is_teacher)
+        scores, scored_rows = scores | likelihoods, scored_rows | dict.fromkeys(likelihoods, len(scored))
         speed = {"runtime": model.name, "device": model.device}
         speed |= model.speed() if evaluation.speed else {}
         parameters = _parameters(model) if runtime == "transformers" else None
@@ -160,17 +156,18 @@ def _right(evaluation: ExactMatch, answers: Mapping[str, Sequence[str]], row_set
 
 
 def _likelihoods(
-    model, tokenizer, evaluation, rows, max_length: int, folder: Path, teacher: Path | None, is_teacher: bool
-) -> tuple[dict[str, float], int]:
-    """bits_per_byte of the references, and divergence and agreement with the teacher at the same positions; of how
-    many rows they are.
+    model, tokenizer, scored: Sequence[Example], folder: Path, teacher: Path | None, is_teacher: bool
+) -> dict[str, float]:
+    """bits_per_byte of the passages, and divergence and agreement with the teacher at the same positions.
 
-    Bits per byte are taken over all tokens of a response, its end included, and over the response's UTF-8 bytes.
-    A row counts up to `max_length` tokens, and its bytes up to there.
+    Bits per byte are taken over all tokens of a passage's answer, its end included, and over the answer's UTF-8 bytes.
     """
-    ids, positions, num_bytes = _scored_positions(tokenizer, rows, max_length, evaluation.positions)
-    if not ids:
-        return {}, 0
+    if not scored:
+        return {}
+    prompts = [encode_prompt(tokenizer, passage.prompt) for passage in scored]
+    ids = [prompt + answer_ids(tokenizer, passage) for prompt, passage in zip(prompts, scored, strict=True)]
+    positions = [list(range(len(prompt) - 1, len(row) - 1)) for prompt, row in zip(prompts, ids, strict=True)]
+    num_bytes = sum(len((passage.response or "").encode()) for passage in scored)
     with bar("likelihoods", 1) as advance:
         logprobs_NV = model.logprobs(ids, positions)
         advance(1)
@@ -183,26 +180,7 @@ def _likelihoods(
         write_whole(folder / "where", where)
     elif teacher is not None and (teacher / "where").exists() and (teacher / "where").read_text() == where:
         scores |= divergence(np.load(teacher / "logprobs.npy", mmap_mode="r"), logprobs_NV)
-    return scores, len(ids)
-
-
-def _scored_positions(tokenizer, rows, max_length: int, limit: int) -> tuple[list[list[int]], list[list[int]], int]:
-    """Rows as token ids, the positions whose next token is scored (`limit` in all), and the bytes of these tokens."""
-    ids, positions, num_bytes, left = [], [], 0, limit
-    for row in rows:
-        if not row.response or left <= 0:
-            continue
-        prompt = encode_prompt(tokenizer, row.prompt)
-        whole = prompt + encode_response(tokenizer, row.response)
-        kept = whole[: min(max_length, len(prompt) + left)]
-        if len(kept) <= len(prompt):
-            continue
-        ids.append(kept)
-        positions.append(list(range(len(prompt) - 1, len(kept) - 1)))
-        text = row.response if len(kept) == len(whole) else decode_response(tokenizer, kept[len(prompt) :])
-        num_bytes += len(text.encode())
-        left -= len(positions[-1])
-    return ids, positions, max(1, num_bytes)
+    return scores
 
 
 def divergence(teacher_NV: np.ndarray, student_NV: np.ndarray) -> dict[str, float]:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.artifact import write_whole
-from distill.checkpoint import local_folder
-from distill.distributed import World, world
+from distill.checkpoint import local_folder, tokenizer_folder
+from distill.distributed import world
 from distill.encoding import load_tokenizer, prompt_text, template_hash, tokenizer_hash, train_tokenizer
-from distill.errors import StageFailed
 from distill.example import Example
 from distill.loss.text import Text
 from distill.recipe import Recipe
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from distill.stages._rows import Said, TokenRow, TokenRows
     from distill.stages._trainer import Trained
 
-VERSION = 2
+VERSION = 3
 """Part of the fingerprint: raise it when the same settings give another student."""
 
 
@@ -64,10 +63,8 @@ def train_student(
     `scorer` opens the teacher that scores the student's own answers when `training.on_policy` asks for them.
     Under several processes all of them call this; the leader writes.
     """
-    from distill.stages._batches import plan_batches, plan_tokens
     from distill.stages._checkpoints import load_last_checkpoint
     from distill.stages._loading import Source, read_student
-    from distill.stages._rows import own_rows
     from distill.stages._trainer import write_curve
 
     together = world()
@@ -77,33 +74,11 @@ def train_student(
             _tidy(folder)
         return {}
     tokenizer = student_tokenizer(recipe, examples, said)
-    if recipe.loss.kind not in {"text", "aligned"} and name == "student":
-        for one in said:
-            one.responses.header.require(
-                tokenizer_hash=tokenizer_hash(tokenizer),
-                template_hash=template_hash(tokenizer),
-                student="the student",
-                store=one.responses.path,
-            )
-            one.responses.header.require_layout(said[0].responses.header, one.responses.path)
-    training, max_length = recipe.training, recipe.training.max_length
-    made = rows_to_learn(recipe, name, said, tokenizer)
-    plan = plan_batches(
-        made.lengths,
-        batch_size=training.batch_size,
-        seed=recipe.seed,
-        epochs=training.num_train_epochs,
-        max_steps=training.max_steps,
-    )
-    if name == "baseline_no_teacher":
-        budget = plan.tokens
-        made = own_rows(examples, tokenizer, max_length=max_length)
-        plan = plan_tokens(made.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=budget)
-    _same_plan(together, plan)
+    made, plan = rows_and_plan(recipe, name, examples, said, tokenizer)
     if together.size > 1:
         together.connect()  # before anything is loaded: it says which GPU is this process's
     build = partial(_build, recipe, tokenizer, folder)
-    model = read_student(Source(lambda _: build(), partial(build, outline=True)), training.layout, together)
+    model = read_student(Source(lambda _: build(), partial(build, outline=True)), recipe.training.layout, together)
     with same_threads(folder) as threads:
         trained = _trained(recipe, name, model, tokenizer, made.rows, plan, folder, scorer)
     measured = {"resumed_from_step": trained.resumed_from_step, "world_size": together.size}
@@ -116,37 +91,63 @@ def train_student(
         load_last_checkpoint(model, folder / "trainer")
     _save(model, tokenizer, recipe, folder / "checkpoint")
     write_curve(folder / "curve.jsonl", trained.curve)
-    write_whole(folder / "notes.json", json.dumps(made.notes(training.max_length)))
+    write_whole(folder / "notes.json", json.dumps(made.notes(recipe.training.max_length)))
     facts = {"steps": plan.steps, "tokens": plan.tokens, "rows": len(made.rows), "threads": threads}
     write_whole(done, json.dumps(facts, indent=1))
     _tidy(folder)  # last: until here a killed run can go on from its checkpoints
     return measured
 
 
-def _same_plan(together: World, plan: "BatchPlan") -> None:
-    """Raises StageFailed where processes would train on different batches; nothing later would notice."""
-    plans = together.gather(plan.digest)
-    others = [rank for rank, digest in enumerate(plans) if digest != plans[0]]
-    if others:
-        raise StageFailed(
-            f"Processes {', '.join(map(str, others))} plan other batches than process 0 from the same responses.\n"
-            "All have to see the same files (DISTILL_STORE and the data on a disk that all nodes share) with the "
-            "same versions of distill, numpy and tokenizers."
-        )
+def rows_and_plan(
+    recipe: Recipe,
+    name: str,
+    examples: Sequence[Example],
+    said: "Sequence[Said]",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "tuple[TokenRows, BatchPlan]":
+    """What the student, or a baseline of that name, learns from, and in which batches."""
+    from distill.stages._batches import plan_batches, plan_tokens
+    from distill.stages._rows import own_rows
+
+    training = recipe.training
+    made = rows_to_learn(recipe, name, said, tokenizer)
+    plan = plan_batches(
+        made.lengths,
+        batch_size=training.batch_size,
+        seed=recipe.seed,
+        epochs=training.num_train_epochs,
+        max_steps=training.max_steps,
+    )
+    if name != "baseline_no_teacher":
+        return made, plan
+    own = own_rows(examples, tokenizer, max_length=training.max_length)
+    return own, plan_tokens(own.lengths, batch_size=training.batch_size, seed=recipe.seed, tokens=plan.tokens)
 
 
 def rows_to_learn(
     recipe: Recipe, name: str, said: "Sequence[Said]", tokenizer: "PreTrainedTokenizerBase"
 ) -> "TokenRows":
-    """The responses in the student's tokens, with what its loss needs of the teachers beside them."""
+    """The responses in the student's tokens, with what its loss needs of the teachers beside them.
+
+    Raises:
+        TargetMismatch: the stores' targets are of other tokens than the student's, or kept in different ways.
+    """
     from distill.stages._rows import aligned_rows, token_rows
 
-    max_length = recipe.training.max_length
-    if name != "student" or recipe.loss.kind != "aligned":
-        return token_rows(said, tokenizer, max_length=max_length)
-    assert recipe.teacher.tokenizer_from is not None
-    teacher = load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
-    return aligned_rows(said, teacher, tokenizer, max_length=max_length)
+    max_length, needs = recipe.training.max_length, "text" if name != "student" else recipe.loss.kind
+    if needs == "aligned":
+        assert recipe.teacher.tokenizer_from is not None
+        teacher = load_tokenizer(tokenizer_folder(*recipe.teacher.tokenizer_from))
+        return aligned_rows(said, teacher, tokenizer, max_length=max_length)
+    for one in said if needs != "text" else ():
+        one.responses.header.require(
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            template_hash=template_hash(tokenizer),
+            student="the student",
+            store=one.responses.path,
+        )
+        one.responses.header.require_layout(said[0].responses.header, one.responses.path)
+    return token_rows(said, tokenizer, max_length=max_length)
 
 
 def _trained(
@@ -211,9 +212,11 @@ def student_tokenizer(recipe: Recipe, examples: Sequence[Example], said: "Sequen
     if recipe.student.kind == "pretrained":
         return load_tokenizer(local_folder(recipe.student.model, recipe.student.revision))
     if recipe.teacher.tokenizer_from is not None and recipe.loss.kind != "aligned":
-        return load_tokenizer(local_folder(*recipe.teacher.tokenizer_from))
+        return load_tokenizer(tokenizer_folder(*recipe.teacher.tokenizer_from))
     texts = (one.responses[number].text for one in said for number in range(len(one.responses)))
-    return train_tokenizer(chain(map(prompt_text, examples), texts), recipe.student.vocab_size)
+    return train_tokenizer(
+        chain((prompt_text(example.prompt) for example in examples), texts), recipe.student.vocab_size
+    )
 
 
 def _tidy(folder: Path) -> None:
@@ -279,19 +282,15 @@ def _outline_of_teacher(recipe: Recipe) -> Any:
 
 
 def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, folder: Path) -> None:
-    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`.
-
-    Whatever the start has of licence texts stays beside the weights.
-    """
-    from distill.compression._companions import copy_licences
+    """A complete float32 checkpoint; with an adapter, the merged model, and the adapter alone in `adapter/`."""
     from distill.runtime._adapter_names import name_base
     from distill.runtime.bnb import dequantised_merge, quiet
 
     shutil.rmtree(folder, ignore_errors=True)
     if recipe.adapter.kind != "none":
         model.save_pretrained(folder / "adapter")
-        if recipe.student.kind == "pretrained":
-            name_base(folder / "adapter", recipe.student.model, recipe.student.revision)
+        start = recipe.student
+        name_base(folder / "adapter", *((start.model, start.revision) if start.kind == "pretrained" else (None, None)))
         # the base may be nf4: merging into its dequantised weights is exactly the function that was trained
         model = dequantised_merge(model) if recipe.adapter.kind == "qlora" else model.merge_and_unload()
     with quiet():
@@ -302,13 +301,10 @@ def _save(model: Any, tokenizer: "PreTrainedTokenizerBase", recipe: Recipe, fold
     from_where = (student.model, student.revision) if student.kind == "pretrained" else recipe.teacher.tokenizer_from
     if from_where is None or (student.kind == "scratch" and recipe.loss.kind == "aligned"):
         return
-    source = local_folder(*from_where)
-    if student.kind == "pretrained":  # the weights are still under it; of a teacher we have the tokenizer alone
-        copy_licences(source, folder)
+    source = tokenizer_folder(*from_where)
     if (source / "tokenizer.model").is_file():
-        shutil.copy2(
-            source / "tokenizer.model", folder
-        )  # transformers 5 no longer writes it, llama.cpp needs its scores
+        # transformers 5 no longer writes it, llama.cpp needs its scores
+        shutil.copy2(source / "tokenizer.model", folder)
 
 
 def _name_ends(settings: Any, tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -148,6 +148,8 @@ def test_plain_text_has_an_empty_prompt(tmp_path):
         ("a.jsonl", '{"text": "1", "label": "2"}\n', ["line 1", "'question'", "text, label", "data.prompt_field"]),
         ("a.csv", "question,answer\n1,2\n1\n", ["a.csv, line 3", "2 columns"]),
         ("a.csv", "", ["holds no rows"]),
+        ("a.csv", "question,answer,answer\n1,2,3\n", ["a.csv", "two columns", "'answer'"]),
+        ("a.jsonl", '[\n {"question": "1"}\n]\n', ["a.jsonl, line 1", "one whole JSON object"]),
         ("a.xlsx", "x", [".xlsx", ".jsonl, .csv, .parquet"]),
         ("a.jsonl", '{"question": "1", "answer": ["x"]}\n', ["'answer'", "list"]),
         ("a.jsonl", '{"question": [{"role": "user"}], "answer": "1"}\n', ["'question'", "list", "data.messages_field"]),
@@ -246,111 +248,6 @@ class TestPromptTemplate:
     def test_it_is_the_only_one_that_says_what_the_prompt_is(self, other):
         with pytest.raises(ValueError, match=f"prompt_template and {next(iter(other))}"):
             Local(kind="local", path="x.jsonl", prompt_template="{text}", **other)
-
-
-SPEAKERS = {"u": "user", "a": "assistant", "s": "system"}
-
-
-class TestDialogues:
-    """A dialogue is written "u: hello | a: hi": who speaks, what is said."""
-
-    def write(self, path, *dialogues, speaker="role", content="content", names=SPEAKERS):
-        rows = []
-        for dialogue in dialogues:
-            turns = [turn.split(": ") for turn in dialogue.split(" | ")] if dialogue else []
-            rows.append({"messages": [{speaker: names[who], content: text} for who, text in turns]})
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-
-    def load(self, path, **options):
-        options = {"messages_field": "messages", "eval_path": str(path), **options}
-        return Local(kind="local", path=str(path), **options).load()
-
-    def said(self, example):
-        letters = {role: letter for letter, role in SPEAKERS.items()}
-        return " | ".join(f"{letters[turn['role']]}: {turn['content']}" for turn in example.prompt), example.response
-
-    @pytest.mark.parametrize(
-        ("dialogue", "last", "every"),
-        [
-            ("u: 1 | a: 2", [("u: 1", "2")], [("u: 1", "2")]),
-            (
-                "s: 0 | u: 1 | a: 2 | u: 3 | a: 4 | u: 5",
-                [("s: 0 | u: 1 | a: 2 | u: 3", "4")],
-                [("s: 0 | u: 1", "2"), ("s: 0 | u: 1 | a: 2 | u: 3", "4")],
-            ),
-            # the agent greets first: what it says then is context, and answers nobody
-            ("a: 1 | u: 2 | a: 3", [("a: 1 | u: 2", "3")], [("a: 1 | u: 2", "3")]),
-            ("u: 1 | a: 2 | a: 3", [("u: 1 | a: 2", "3")], [("u: 1", "2"), ("u: 1 | a: 2", "3")]),
-            ("u: 1 | a:   | u: 3 | a: 4", [("u: 1 | a:   | u: 3", "4")], [("u: 1 | a:   | u: 3", "4")]),
-            ("u: 1 | u: 2", [("u: 1 | u: 2", None)], [("u: 1 | u: 2", None)]),
-        ],
-    )
-    def test_which_turns_are_learnt(self, tmp_path, dialogue, last, every):
-        path = self.write(tmp_path / "chat.jsonl", dialogue)
-        assert [self.said(example) for example in self.load(path).train] == last
-        assert [self.said(example) for example in self.load(path, turns="all").train] == every
-
-    def test_dialogues_in_which_nobody_is_answered_are_counted(self, tmp_path):
-        path = self.write(tmp_path / "chat.jsonl", "a: hello", "", "u: 1 | a: 2")
-        examples = self.load(path, turns="all")
-        assert [self.said(example) for example in examples.train] == [("u: 1", "2")]
-        assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
-        with pytest.raises(DataError, match=r"1 of 1 dialogues .* None is left"):
-            self.load(self.write(tmp_path / "b.jsonl", "a: hello"))
-
-    def test_evaluation_shares_no_dialogue_with_training(self, tmp_path):
-        dialogues = [f"u: {n} one | a: {n} two | u: {n} three | a: {n} four" for n in range(40)]
-        path = self.write(tmp_path / "chat.jsonl", *dialogues)
-        examples = self.load(path, turns="all", eval_path=None, labelled_rows=10)
-        numbers = {
-            part: [example.prompt[0]["content"].split()[0] for example in rows]
-            for part, rows in (("train", examples.train), ("evaluation", examples.evaluation["exact_match"]))
-        }
-        assert not set(numbers["train"]) & set(numbers["evaluation"])
-        assert len(numbers["train"]) == 2 * 36 and len(numbers["evaluation"]) == 2 * 4
-        # ten dialogues are labelled, with both of their turns
-        assert [example.response is not None for example in examples.train] == [True] * 20 + [False] * 52
-
-    def test_slices_cut_between_dialogues(self, tmp_path):
-        path = self.write(tmp_path / "chat.jsonl", *[f"u: {n} | a: x | u: y | a: z" for n in range(6)])
-        first, rest = (self.load(path, turns="all", rows=rows).train for rows in (":2", "2:"))
-        assert (len(first), len(rest)) == (4, 8)
-        assert not {e.prompt[0]["content"] for e in first} & {e.prompt[0]["content"] for e in rest}
-
-    def test_an_agent_of_another_name_in_other_fields(self, tmp_path):
-        names = {"u": "Kunde", "a": "Agentin", "s": "system"}
-        path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", speaker="who", content="what", names=names)
-        options = {"speaker_field": "who", "content_field": "what", "agent": "Agentin"}
-        assert [self.said(example) for example in self.load(path, **options).train] == [("s: 0 | u: 1", "2")]
-
-    def test_an_agent_of_another_name_that_nobody_named_is_told(self, tmp_path):
-        """ShareGPT's names; else the answers would be asked as part of the prompt."""
-        names = {"u": "human", "a": "gpt", "s": "system"}
-        path = self.write(tmp_path / "chat.jsonl", "s: 0 | u: 1 | a: 2", names=names)
-        with pytest.raises(DataError, match=r"line 1: nobody .* 'assistant'.* 'human', 'gpt'.*data\.agent="):
-            self.load(path)
-        assert [self.said(example) for example in self.load(path, agent="gpt").train] == [("s: 0 | u: 1", "2")]
-
-    def test_wrong_names_of_fields_are_told(self, tmp_path):
-        path = self.write(tmp_path / "chat.jsonl", "u: 1 | a: 2", speaker="who", content="what")
-        with pytest.raises(DataError) as refused:
-            self.load(path)
-        for word in ("role and content", "who, what", "data.speaker_field", "messages"):
-            assert word in str(refused.value)
-
-    def test_every_turn_needs_a_field_of_turns(self):
-        with pytest.raises(ValueError, match="messages_field"):
-            Local(kind="local", path="x.jsonl", turns="all")
-
-    def test_real_dialogues_with_an_agent_called_system(self, shared_data):
-        path = shared_data / "sgd_dialogues/test.jsonl"
-        options = {"speaker_field": "speaker", "content_field": "text", "agent": "SYSTEM", "messages_field": "turns"}
-        agents_turns = sum(line.count('"speaker": "SYSTEM"') for line in path.read_text().splitlines())
-        examples = self.load(path, turns="all", **options)
-        assert len(examples.train) == agents_turns
-        assert all(example.prompt[0]["role"] == example.prompt[-1]["role"] == "user" for example in examples.train)
-        assert len(self.load(path, **options).train) == 666
 
 
 class TestHub:

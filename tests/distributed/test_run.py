@@ -54,7 +54,7 @@ def test_two_processes_leave_one_run(finished):
     assert [event["event"] for event in events].count("start") == 1
     names = [event["name"] for event in events if event["event"] == "stage"]
     assert len(names) == len(set(names))
-    assert said.count("train student            made in") == 1 and said.count("Report: ") == 1
+    assert said.count("train student                made in") == 1 and said.count("Report: ") == 1
     scores = json.loads((run / "scores.json").read_text())
     assert all(model["verified"] for model in scores["models"] if model["kind"] == "package")
 
@@ -89,7 +89,7 @@ def test_one_process_reuses_what_two_have_made(finished, run_cli, arguments):
     folder, _ = finished
     ran = run_cli(*arguments, "baselines=[]", "until=train", cwd=folder, OMP_NUM_THREADS="1")
     assert ran.returncode == 0, ran.stderr
-    assert "train student            reused" in ran.stderr
+    assert "train student                reused" in ran.stderr
 
 
 def test_both_write_and_score_what_the_student_answers(tmp_path, tiny_run_arguments):
@@ -143,6 +143,16 @@ def test_a_fault_of_one_process_alone_ends_all(tmp_path):
     assert "this process alone cannot go on" not in said[1]  # the leader says it
     assert time.monotonic() - started < 90
     assert not (tmp_path / "one" / "curve.json").exists()
+
+
+def test_processes_that_plan_other_batches_are_refused(tmp_path):
+    """Each would learn from rows of its own choice, and nothing would fail."""
+    make_stores(tmp_path / "stores")
+    case = {"folder": "one", "student": "tied", "steps": 10, "plans_alone": True}
+    codes, said = ended(pair([TRAINING, ".", json.dumps([case])], tmp_path))
+    assert codes == [1, 1]
+    assert "Processes 1 plan other batches than process 0" in said[0]
+    assert not (tmp_path / "one" / "trainer").exists()
 
 
 @pytest.mark.parametrize(

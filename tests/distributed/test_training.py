@@ -118,7 +118,7 @@ def test_the_weights_are_those_of_one_process_under_the_same_names(trained, name
 def test_processes_learn_from_different_rows_and_leave_none_out(trained, way):
     from distill.responses import TeacherResponses
     from distill.stages._batches import plan_batches
-    from tests.stages.test_trainer import rows_of
+    from tests.stages.small_training import rows_of
 
     lengths = [row.length for row in rows_of(TeacherResponses(trained / "stores" / "top_k"))]
     plan = plan_batches(lengths, batch_size=8, seed=0, epochs=1, max_steps=STEPS)

@@ -27,7 +27,7 @@ from distill.targets.sampled import SampledTargets
 from distill.targets.sampling import systematic_draws
 from distill.training import Training
 from tests.distributed.processes import end_together
-from tests.stages.test_trainer import K, V, random_rows, rows_of, stored, top_k_targets
+from tests.stages.small_training import K, V, random_rows, rows_of, stored, top_k_targets
 
 DRAWS = 4
 
@@ -135,7 +135,8 @@ def train_case(folder: Path, case: dict) -> None:
     options = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 5, "bf16": False, "prompt_weight": 0.3}
     training = Training(**{**options, "logging_steps": 1, **case.get("options", {})})
     rows = rows_of(store)
-    plan = plan_batches([row.length for row in rows], batch_size=8, seed=0, epochs=1, max_steps=case["steps"])
+    seed = world.rank if case.get("plans_alone") else 0
+    plan = plan_batches([row.length for row in rows], batch_size=8, seed=seed, epochs=1, max_steps=case["steps"])
     loss = Text(kind="text") if case.get("loss") == "text" else ForwardKl(kind="forward_kl", hard_weight=0.2)
     if kill_at := case.get("kill_at"):
         _at(kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -26,7 +26,7 @@ from distill.targets.frozen_head import FrozenHeadTargets
 from distill.training import Training
 from tests.distributed.training import DRAWS, llama, sampled_targets
 from tests.loss import test_aligned as aligned_case
-from tests.stages.test_trainer import K, V, random_rows, rows_of, stored, top_k_targets, trained
+from tests.stages.small_training import K, V, random_rows, rows_of, stored, top_k_targets, trained
 
 import_bitsandbytes()  # before peft, which imports it loudly
 from peft import LoraConfig, get_peft_model  # noqa: E402

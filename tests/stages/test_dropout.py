@@ -6,7 +6,7 @@ import torch
 from distill.family.known import FAMILIES
 from distill.family.tiny import tiny_config
 from distill.stages._dropout import without_own_dropout
-from tests.stages.test_trainer import K, V, random_rows, stored, top_k_targets, trained
+from tests.stages.small_training import K, V, random_rows, stored, top_k_targets, trained
 
 IDS = torch.arange(5, 29)[None]
 IN_PRE_TRAINING = ("pdrop", "dropout", "layerdrop")

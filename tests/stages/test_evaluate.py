@@ -1,8 +1,75 @@
-"""evaluate: every model is scored on the same tokens."""
+"""evaluate: every model is scored on the same text."""
 
 import json
+import math
 
 import pytest
+
+from distill.encoding import encode_prompt, encode_response, load_tokenizer, train_tokenizer
+from distill.evaluation.bits_per_byte import BitsPerByte
+from distill.example import Example
+from distill.stages._passages import passages
+from distill.stages.evaluate import score_model
+from tests.small_models import gpt2_tokenizer
+
+
+def num_tokens(tokenizer, passage):
+    return len(encode_response(tokenizer, passage.response)) - (not passage.ends)
+
+
+def test_models_with_other_tokens_are_scored_on_the_same_characters(shared_data):
+    sides = [gpt2_tokenizer(shared_data), load_tokenizer(shared_data / "stories260k")]
+    text = (shared_data / "wikitext2/valid.txt").read_text("utf-8")
+    rows = [Example(f"Go on, {n}:", text[3000 * n : 3000 * n + 2000 - 190 * n]) for n in range(10)]
+    scored = passages(rows, sides, max_length=300, positions=1000)
+    assert [passage.prompt for passage in scored] == [row.prompt for row in rows[: len(scored)]]
+    for row, passage in zip(rows, scored, strict=False):
+        assert str(row.response).startswith(str(passage.response))
+        assert passage.ends == (passage.response == row.response)
+    for tokenizer in sides:
+        sizes = [num_tokens(tokenizer, passage) for passage in scored]
+        assert sum(sizes) <= 1000
+        assert all(size + len(encode_prompt(tokenizer, p.prompt)) <= 300 for size, p in zip(sizes, scored, strict=True))
+    # 512 tokens need more of them for a text than 50,257 do, and are what fills up
+    assert sum(num_tokens(sides[1], passage) for passage in scored) > 990
+    assert sum(num_tokens(sides[0], passage) for passage in scored) < 700
+
+
+def test_each_text_has_its_beginning_scored_before_any_is_gone_on_with():
+    tokenizer = train_tokenizer([], 300)  # a letter is a token
+    rows = [Example("", "a" * 25), Example("", None), Example("", "b" * 4), Example("", "c" * 30)]
+    scored = passages(rows, [tokenizer], max_length=11, positions=40)
+    said = [(passage.response, passage.ends) for passage in scored]
+    # 10 + 4 and its end + 10, then the rest of the first (10), then what is left of 40
+    assert said == [("a" * 10, False), ("b" * 4, True), ("c" * 10, False), ("a" * 10, False), ("c" * 5, False)]
+    assert passages(rows, [tokenizer], max_length=11, positions=1000)[-1].ends
+    # an answer has a prompt that what follows could not do without
+    assert len(passages([Example("?", "a" * 25)], [tokenizer], max_length=11, positions=40)) == 1
+    assert passages([Example("?" * 20, "a")], [tokenizer], max_length=11, positions=40) == []
+
+
+def test_bits_per_byte_are_those_of_the_definition(shared_data, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = shared_data / "stories260k"
+    tokenizer = load_tokenizer(checkpoint)
+    scored = [Example("", "Once upon a time, there was a little dog", ends=False), Example("", "It was red. é")]
+    evaluation = BitsPerByte(kind="bits_per_byte", samples=0, speed=False)
+    sets = {"exact_match": []}
+    score_model(checkpoint, "transformers", evaluation, sets, tmp_path, scored=scored, max_length=64, teacher=None)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
+    nats = num_bytes = 0
+    for passage in scored:
+        ids = [tokenizer.bos_token_id, *tokenizer(passage.response, add_special_tokens=False)["input_ids"]]
+        ids += [tokenizer.eos_token_id] * passage.ends
+        with torch.no_grad():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        nats -= sum(float(logprobs[t, ids[t + 1]]) for t in range(len(ids) - 1))
+        num_bytes += len(str(passage.response).encode())
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["scored_rows"] == {"bits_per_byte": 2}
+    assert found["scores"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
 @pytest.mark.slow

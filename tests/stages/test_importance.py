@@ -1,6 +1,6 @@
 """importance_of: mean squares of inputs, against those that follow from the embeddings by hand."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from distill._store_writer import StoreWriter
+from distill.compression._about import About
 from distill.compression.gguf_q4_k_m import FILE_NAME
 from distill.encoding import template_hash, tokenizer_hash
 from distill.example import Example
 from distill.recipe import parse
 from distill.responses import Row, TeacherResponses
+from distill.stages._about import about
 from distill.stages._importance import importance_of
 from distill.stages._rows import Said
-from distill.stages.compress import make_package, reads_responses, settings
+from distill.stages.compress import VERSION, make_package, reads_responses, settings
 from distill.targets.next_token import NextTokenTargets
 from tests.compression.gguf_students import GPT2, byte_level, save_model, save_tokenizer
 from tests.stored import HEADER
@@ -73,13 +75,9 @@ def test_responses_are_read_only_where_rows_are_asked_for() -> None:
     assert reads_responses(asked) and not reads_responses(unasked)
     assert not reads_responses(with_rows.compression["gguf_q8_0"])
     # what is cut off a response is not counted
-    assert settings(with_rows, asked) == {
-        "version": 1,
-        "kind": "gguf_q4_k_m",
-        "calibration_rows": 128,
-        "max_length": 96,
-    }
-    assert settings(without, unasked) == {"version": 1, "kind": "gguf_q4_k_m", "calibration_rows": 0}
+    decided = {"version": VERSION, "kind": "gguf_q4_k_m", "about": {**asdict(About(name="x")), "licence": {}}}
+    assert settings(with_rows, asked) == {**decided, "calibration_rows": 128, "max_length": 96}
+    assert settings(without, unasked) == {**decided, "calibration_rows": 0}
 
 
 def said_of(student: Path, folder: Path, rows: list[list[int]]) -> Said:
@@ -113,5 +111,5 @@ def test_a_package_is_weighted_by_as_many_responses_as_were_asked_for(num_rows, 
     found = (tmp_path / "scratch" / "package" / FILE_NAME).read_bytes()
     for others in ([], [0], [0, 1], [0, 2], [0, 1, 2, 3]):
         importance = importance_of(student, [rows[n] for n in others]) if others else None
-        option.make(student, tmp_path / "other", importance)
+        option.make(student, tmp_path / "other", importance, about=about(asked))
         assert (found == (tmp_path / "other" / FILE_NAME).read_bytes()) == (others == chosen), others

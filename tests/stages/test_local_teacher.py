@@ -1,6 +1,7 @@
 """What a teacher in this process answers and says of each token, against plain transformers in float64."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from distill._shards import CUT, Row
 from distill.encoding import encode_prompt, encode_response, template_hash, tokenizer_hash
 from distill.errors import RecipeError
 from distill.example import Example
-from distill.stages._local_teacher import keep_ids
+from distill.stages._local_teacher import keep_ids, name_of
 from distill.targets.top_k import logprob_bound
 from distill.teacher.hf import Hf
 from tests.stages.asking import DRAWS, EXAMPLES, KEPT, another, asked, engine_of, notes_of, wanted
@@ -320,3 +321,14 @@ def test_quantised_weights_that_do_not_fit_are_refused_in_our_words(tiny_teacher
     monkeypatch.setattr("transformers.integrations.accelerate.accelerate_max_memory", lambda _=None: {"cpu": 60_000})
     with pytest.raises(RecipeError, match=r"do not fit on the GPUs.*\n.*device_map=auto"):
         asked(tiny_teacher, tmp_path, wanted(), quantization="nf4", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/models/llama", "llama"),
+        ("/home/outputs/service_teacher/2026-11-22_03-10-05/packages/bf16", "service_teacher/bf16"),
+    ],
+)
+def test_packages_of_two_runs_have_two_names(folder, name):
+    assert name_of(Path(folder)) == name

@@ -19,7 +19,7 @@ from distill.stages._proofs import require_separate_rows
 from distill.stages._rows import collate
 from distill.stages._step import Step
 from tests.distributed.training import sampled_targets
-from tests.stages.test_trainer import K, V, random_rows, rows_of, stored, top_k_targets
+from tests.stages.small_training import K, V, random_rows, rows_of, stored, top_k_targets
 
 PACKABLE = [family for family in FAMILIES if family.model_type not in {"bloom", "opt"}]
 

@@ -1,4 +1,4 @@
-"""What lies beside a trained student's weights: its start's generation config and licence texts, made right."""
+"""What lies beside a trained student's weights: its start's generation config, made right."""
 
 import json
 import shutil
@@ -15,8 +15,6 @@ def start(tiny_teacher, tmp_path):
     folder = tmp_path / "start"
     shutil.copytree(tiny_teacher, folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": OTHER_END, **SAMPLING}))
-    for name in ("LICENSE.txt", "NOTICE"):
-        (folder / name).write_text(f"{name} of the start")
     return folder
 
 
@@ -54,12 +52,3 @@ def test_a_generation_config_that_transformers_does_not_save_is_kept_with_the_st
     assert found["eos_token_id"] == sorted([tokenizer.eos_token_id, OTHER_END])
     assert found["pad_token_id"] == tokenizer.pad_token_id
     assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == found["eos_token_id"]
-
-
-@pytest.mark.parametrize("kind", ["bf16", "gguf_q8_0"])
-def test_licence_texts_of_the_start_are_in_the_package(saved, kind, tmp_path):
-    from distill.recipe import options_of
-
-    options_of("compression")[kind](kind=kind).make(saved[0], tmp_path / "package")
-    for name in ("LICENSE.txt", "NOTICE"):
-        assert (tmp_path / "package" / name).read_text() == f"{name} of the start"

@@ -4,108 +4,36 @@ import numpy as np
 import pytest
 import torch
 
-from distill._store_writer import StoreWriter
-from distill.encoding import template_hash, tokenizer_hash, train_tokenizer
 from distill.errors import StageFailed, TargetMismatch
+from distill.loss._divergence import IGNORED
 from distill.loss.forward_kl import ForwardKl
 from distill.loss.reverse_kl import ReverseKl
 from distill.loss.text import Text
-from distill.responses import Header, Row, TeacherResponses
 from distill.stages._batches import BatchPlan, plan_batches
-from distill.stages._rows import IGNORED, Said, TokenRow, collate, token_rows
+from distill.stages._rows import Said, TokenRow, collate, token_rows
 from distill.stages._trainer import train
 from distill.targets.dense import DenseTargets
 from distill.targets.frozen_head import FrozenHeadTargets
 from distill.targets.sampled import SampledTargets
 from distill.targets.sampling import systematic_draws
-from distill.targets.top_k import TopKTargets
 from distill.training import Training
-
-K, V = 6, 40
-TOKENIZER = train_tokenizer(["a b c"], 300)
-
-
-def small_llama(seed=0, **more):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=V, max_position_embeddings=64, tie_word_embeddings=True, **shape, **more)
-    return LlamaForCausalLM(config).float()
-
-
-def random_rows(targets_of, *, prompt_targets=True):
-    """24 rows of random tokens, and a random teacher's log-probabilities `[T - 1, V]` turned into targets."""
-    rng = np.random.default_rng(0)
-    rows, dense = [], []
-    for number in range(24):
-        length, prompt = int(rng.integers(8, 20)), int(rng.integers(2, 6))
-        logits = rng.normal(size=(length - 1, V)) * 2
-        logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        ids = rng.integers(0, V, size=length).astype(np.int32)
-        first = 0 if prompt_targets else prompt - 1
-        targets = targets_of(logprobs[first:], ids[first + 1 :])
-        rows.append(Row(number, "text", "teacher", ids, prompt, targets))
-        dense.append(logprobs)
-    return rows, dense
-
-
-def stored(folder, rows, kind, kept=0):
-    sizes = {"vocab_size": V, "kept": kept, "num_rows": len(rows)}
-    spoken = {"tokenizer_hash": tokenizer_hash(TOKENIZER), "template_hash": template_hash(TOKENIZER)}
-    header = Header(teacher="t", engine="e", dtype="float32", kind=kind, **sizes, **spoken)
-    folder.mkdir(exist_ok=True)
-    writer = StoreWriter(folder, header, [range(10), range(10, len(rows))])
-    for numbers in writer.missing():
-        writer.write([rows[n] for n in numbers])
-    writer.finish()
-    return TeacherResponses(folder)
-
-
-def top_k_targets(logprobs, next_tokens):
-    top = np.argsort(-logprobs, axis=1)[:, :K]
-    kept = np.take_along_axis(logprobs, top, axis=1)
-    tail = np.log(1 - np.exp(kept).sum(axis=1))
-    nothing = np.zeros(len(top), np.float32)
-    return TopKTargets(top.astype(np.int32), kept.astype(np.float32), tail.astype(np.float32), nothing, nothing)
+from tests.stages.small_training import (
+    TOKENIZER,
+    K,
+    V,
+    random_rows,
+    rows_of,
+    small_llama,
+    stored,
+    top_k_targets,
+    trained,
+)
 
 
 @pytest.fixture
 def store(tmp_path):
     """24 rows of random tokens with the log-probabilities of a random teacher's six likeliest tokens."""
     return stored(tmp_path / "store", random_rows(top_k_targets)[0], "top_k", K)
-
-
-def rows_of(store):
-    return [TokenRow(n, *store.lengths(n), store) for n in range(len(store))]
-
-
-def trained(store, folder, *, model=None, loss=None, steps=4, live=None, **options):
-    model = model or small_llama()
-    options = {
-        "batch_size": 8,
-        "learning_rate": 1e-2,
-        "bf16": False,
-        "prompt_weight": 0.3,
-        "logging_steps": 1,
-        **options,
-    }
-    training = Training(**options)
-    rows = rows_of(store)
-    plan = plan_batches([r.length for r in rows], batch_size=training.batch_size, seed=0, epochs=1, max_steps=steps)
-    curve = train(
-        model,
-        rows,
-        loss or ForwardKl(kind="forward_kl", hard_weight=0.2),
-        training,
-        plan,
-        seed=0,
-        pad_id=0,
-        folder=folder,
-        label="test",
-        live_teacher=live,
-    ).curve
-    return model, [point["loss_nats"] for point in curve]
 
 
 def expected_first_loss(store, rows, model, hard_weight, prompt_weight):
@@ -123,7 +51,7 @@ def expected_first_loss(store, rows, model, hard_weight, prompt_weight):
             tail_p, tail_q = 1 - logp.exp().sum(), 1 - logq[t, ids].exp().sum()
             kl = (logp.exp() * (logp - logq[t, ids])).sum() + tail_p * (tail_p / tail_q).log()
             ce = -logq[t, int(row.input_ids_T[t + 1])]
-            total += w * float((1 - hard_weight) * kl + hard_weight * ce)
+            total += w * ((1 - hard_weight) * kl + hard_weight * ce).item()
             weight += w
     return total / weight
 
@@ -337,9 +265,10 @@ def test_a_live_teacher_gives_the_loss_of_its_full_distribution(store, tmp_path)
     assert losses[0] == pytest.approx(total / weight, rel=2e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path, monkeypatch, dropout):
-    whole, losses = trained(store, tmp_path / "whole", steps=6, save_steps=2, dropout=dropout)
+@pytest.mark.parametrize(("dropout", "logging_steps"), [(0.0, 1), (0.2, 1), (0.0, 3)])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path, monkeypatch, dropout, logging_steps):
+    options = {"steps": 6, "save_steps": 2, "dropout": dropout, "logging_steps": logging_steps}
+    whole, losses = trained(store, tmp_path / "whole", **options)
 
     class Killed(BaseException):
         pass
@@ -357,13 +286,16 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(store, tmp_path
 
     monkeypatch.setattr(_trainer.DistillTrainer, "compute_loss", dies_in_step_5)
     with pytest.raises(Killed):
-        trained(store, tmp_path / "cut", steps=6, save_steps=2, dropout=dropout)
+        trained(store, tmp_path / "cut", **options)
     monkeypatch.setattr(_trainer.DistillTrainer, "compute_loss", real)
     (tmp_path / "cut" / "checkpoint-5").mkdir()  # one that was being written when the process died
-    resumed, resumed_losses = trained(store, tmp_path / "cut", steps=6, save_steps=2, dropout=dropout)
+    resumed, resumed_losses = trained(store, tmp_path / "cut", **options)
     assert resumed_losses == losses
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
+    # killed after its last step, before anything was made of it
+    again, losses_again = trained(store, tmp_path / "cut", **options)
+    assert losses_again == losses
+    for a, b, c in zip(whole.parameters(), resumed.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
 
 
 def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(store, tmp_path, monkeypatch):
