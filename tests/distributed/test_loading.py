@@ -92,11 +92,12 @@ def test_a_process_holds_its_parts_and_the_leader_one_whole_model(tmp_path):
         random_model(config, seed=0).to(torch.bfloat16).save_pretrained(tmp_path / name)
     D, I, layers, V = LARGE.values()
     block = 4 * (4 * D * D + 3 * D * I + 2 * D)
-    whole = layers * block + 4 * (2 * V * D + D)
+    rest = 4 * (2 * V * D + D)
+    whole = layers * block + rest
     assert whole > 160e6
 
-    # freed memory goes back to the system at once
-    ran = torchrun([LOADING, ".", json.dumps([MEMORY])], tmp_path, processes=4, MALLOC_MMAP_THRESHOLD_="1048576")
+    # freed memory goes back to the system at once, that of a part (256 KiB) too
+    ran = torchrun([LOADING, ".", json.dumps([MEMORY])], tmp_path, processes=4, MALLOC_MMAP_THRESHOLD_="65536")
     assert ran.returncode == 0, ran.stderr[-3000:]
     ((leader, *others),) = results(ran.stdout)
     parts = 2 * whole / 4
@@ -104,8 +105,8 @@ def test_a_process_holds_its_parts_and_the_leader_one_whole_model(tmp_path):
         assert process["parts"] == pytest.approx(parts, rel=1e-3)
     for other in others:
         assert other["resident"] < parts + block + SLACK
-    # the student's parts are left when the teacher comes
-    assert leader["own"] < whole + parts / 2 + block + SLACK
+    # when the teacher comes, the parts of the student's blocks are left, and what is no block: the root is cut last
+    assert leader["own"] < whole + (whole - rest) / 4 + rest + SLACK
 
 
 def results(printed: str) -> list[list[dict]]:
