@@ -29,3 +29,12 @@ def hub_id(name: Any) -> str | None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return None
     return None if is_meant_as_path(name) or Path(name).exists() else name
+
+
+def shown(name: str) -> str:
+    """`name` as a card that leaves this machine says it: a path from where the run was started, or its last part."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name

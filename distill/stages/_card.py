@@ -8,7 +8,7 @@ from typing import Any
 from distill._licences import Verdict, accepted, verdict
 from distill.family.licence import Terms, in_card
 from distill.run_folder import RunFolder
-from distill.stages._about import hub_id
+from distill.stages._about import hub_id, shown
 from distill.stages._card_gguf import how_to_run
 from distill.stages._number import TO_TEACHER, digits, scores_of, size
 from distill.stages._rehearsed import banner
@@ -34,7 +34,7 @@ def write_card(package: Path, *, run: Path, name: str, notes: Sequence[str] = ()
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"size": size, "digits": digits, "cell": _cell}
+    environment.filters |= {"size": size, "digits": digits, "cell": _cell, "shown": shown}
     data = folder.recipe.get("data") or {}
     loading = how_to_load(package, ends="" if data.get("text_field") else "\\n")
     own = [m for m in folder.models if m.get("kind") in {"teacher", "student", "baseline"} or m.get("name") == name]
@@ -96,7 +96,7 @@ def how_to_load(package: Path, *, ends: str = "\\n") -> dict[str, Any]:
         base = _json(package / "adapter_config.json").get("base_model_name_or_path")
         lines = ["from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer", "", root]
         lines += ["model = AutoPeftModelForCausalLM.from_pretrained(root)", tokenizer, use]
-        kind = f"LoRA adapter for `{base}`" if base else "LoRA adapter"
+        kind = f"LoRA adapter for `{shown(base)}`" if base else "LoRA adapter"
         return _loading(kind, "peft", "transformers peft", lines)
     quantisation = _json(package / "config.json").get("quantization_config") or {}
     bits = "8-bit" if quantisation.get("load_in_8bit") else "4-bit" if quantisation.get("load_in_4bit") else None
@@ -159,12 +159,12 @@ def _teacher(recipe: Mapping[str, Any]) -> str | None:
     named = [one.get("model") or one.get("name") or Path(one.get("path") or "").name for one in asked]
     if not all(named):
         return "a teacher that this run's recipe names"
-    return " and ".join(f"`{name}`" for name in dict.fromkeys(named))
+    return " and ".join(f"`{shown(name)}`" for name in dict.fromkeys(named))
 
 
 def _student(recipe: Mapping[str, Any]) -> str:
     student = recipe.get("student") or {}
-    return f"started from `{student['model']}`" if student.get("model") else "started from random weights"
+    return f"started from `{shown(student['model'])}`" if student.get("model") else "started from random weights"
 
 
 def _licence_lines(said: Verdict) -> list[str]:
@@ -173,7 +173,7 @@ def _licence_lines(said: Verdict) -> list[str]:
     for finding in said.findings:
         party, terms = finding.party, finding.party.terms
         who = {"student.model": "The student's start", "data.path": "The data"}.get(party.key, "The teacher")
-        lines.append(f"{who} `{party.name}` {finding.text}{f' <{terms.url}>' if terms else ''}")
+        lines.append(f"{who} `{shown(party.name)}` {finding.text}{f' <{terms.url}>' if terms else ''}")
     return lines
 
 

@@ -117,6 +117,19 @@ def test_hub_ids_reach_the_metadata(run, package):
     assert card_of(package, run, "bf16").data.datasets is None
 
 
+def test_no_folder_of_this_machine_is_named(run, package, tmp_path, monkeypatch):
+    edit_recipe(
+        run,
+        ("teacher: {model: example-org/word-problems-3m", f"teacher: {{model: {tmp_path}/outputs/big/packages/bf16"),
+        ("student: {", "student: {model: /secret/place/small, "),
+        ("data: {", "data: {path: /secret/place/questions.jsonl, "),
+    )
+    monkeypatch.chdir(tmp_path)
+    text = card_of(package, run, "bf16").text
+    assert "/secret" not in text and str(tmp_path) not in text
+    assert "`small`" in text and "`outputs/big/packages/bf16`" in text and "`questions.jsonl`" in text
+
+
 def test_the_licence_is_the_one_of_the_student_s_start(run, package):
     edit_recipe(run, ("student: {", "student: {model: openai-community/gpt2, "))
     card = card_of(package, run, "bf16")
@@ -304,7 +317,7 @@ def test_the_snippet_of_an_adapter_alone_runs(run, package, tiny_teacher):
     for file in (*tiny_teacher.glob("tokenizer*"), *tiny_teacher.glob("chat_template*")):
         shutil.copy(file, package)
     card = card_of(package, run, "lora")
-    assert card.data.library_name == "peft" and str(tiny_teacher) in card.text
+    assert card.data.library_name == "peft" and f"LoRA adapter for `{tiny_teacher.name}`" in card.text
     assert run_snippet(card.text, package).strip()
 
 
