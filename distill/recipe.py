@@ -110,9 +110,12 @@ class Recipe:
         if self.adapter.kind == "qlora" and self.student.kind != "pretrained":
             raise ValueError("adapter=qlora freezes the student's weights; a student from scratch has none worth that")
         self._check_targets()
-        generated = self.teacher.kind != "none" and self.teacher.responses == "generate"
-        if generated and self.is_plain_text:
-            raise ValueError("data.text_field has no prompts to answer; use teacher.responses=data")
+        if self.is_plain_text:
+            generated = self.teacher.kind != "none" and self.teacher.responses == "generate"
+            instead = ["teacher.responses=data"] if generated else []
+            instead += ["evaluation=bits_per_byte"] if self.evaluation.kind == "exact_match" else []
+            if instead:
+                raise ValueError(f"data.text_field has no prompts to answer; use {' '.join(instead)}")
 
     @property
     def is_plain_text(self) -> bool:

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 TEACHER = ROOT / "distill" / "bundled" / "quickstart_teacher"
 QUESTION = "Ivan has 4 bags with 2 cookies in each and 7 loose cookies. How many cookies is that in all?"
 ANSWER = "4*2=8\n8+7=15\n#### 15"
+TEXT = ["data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data", "evaluation=bits_per_byte"]
 
 
 def recipe_of(*typed: str):
@@ -56,7 +57,7 @@ def test_a_line_becomes_the_prompt_of_a_row_with_that_text(typed, row, line, tmp
 
 
 def test_text_is_gone_on_with():
-    lines = Lines(recipe_of("data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data"))
+    lines = Lines(recipe_of(*TEXT))
     assert lines.is_text and lines.prompt("Once upon", "here") == "Once upon"
 
 
@@ -73,11 +74,7 @@ def test_several_fields_are_asked_for_by_name():
     [
         ([], '{"question": "7 + 5?"}', "line 3: no field 'prompt'. Fields there: question."),
         ([], '{"prompt": null}', "line 3: field 'prompt' is null, text is needed."),
-        (
-            ["data=local", "data.path=x.jsonl", "data.text_field=text", "teacher.responses=data"],
-            '{"prompt": "a"}',
-            "no field 'text'",
-        ),
+        (TEXT, '{"prompt": "a"}', "no field 'text'"),
         (["data=local", "data.path=x.jsonl", "data.prompt_template='{a}'"], '{"b": "x"}', "Fields there: b"),
         (["data=local", "data.path=x.jsonl", "data.messages_field=turns"], '{"b": "x"}', "Fields there: b"),
         ([], '{"prompt": ' + "[" * 100_000, "line 3: its brackets are nested too deep to be read."),

@@ -43,6 +43,18 @@ def test_a_value_of_another_kind_is_answered_with_what_is_needed(typed, said):
     assert "valid" not in str(error.value) and "pattern" not in str(error.value)
 
 
+def test_what_plain_text_cannot_have_is_said_at_once():
+    text = ["data=local", "data.path=x.jsonl", "data.text_field=text", "TEACHER"]
+    for more, missing in (
+        ([], "use teacher.responses=data evaluation=bits_per_byte"),
+        (["teacher.responses=data"], "use evaluation=bits_per_byte"),
+        (["evaluation=bits_per_byte"], "use teacher.responses=data"),
+    ):
+        with pytest.raises(RecipeError, match=f"data.text_field has no prompts to answer; {missing}"):
+            composed(*text, *more)
+    assert composed(*text, "teacher.responses=data", "evaluation=bits_per_byte").is_plain_text
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml")))
 def test_every_shipped_recipe_parses_and_bears_its_name(name):
     # a recipe may leave its teacher to the user

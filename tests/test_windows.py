@@ -133,6 +133,7 @@ def test_a_run_learns_all_of_a_long_text_and_says_in_how_many_rows(run_cli, tmp_
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     arguments = [argument for argument in tiny_run_arguments if not argument.startswith("data.")]
     arguments += ["data=local", "data.path=t.jsonl", "data.text_field=text", "teacher.responses=data", "until=train"]
+    arguments += ["evaluation=bits_per_byte"]
     ran = run_cli(*arguments, "training.max_length=64", "training.max_steps=null", "baselines=[baseline_text]")
     assert ran.returncode == 0, ran.stderr
     learnt = Local(kind="local", path=str(tmp_path / "t.jsonl"), text_field="text").load().train

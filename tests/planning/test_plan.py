@@ -112,6 +112,7 @@ def test_long_texts_are_planned_as_the_rows_that_are_learnt_of_them(tmp_path, ti
     )
     typed = ["recipe=quickstart", "data=local", f"data.path={tmp_path / 't.jsonl'}", "data.text_field=text"]
     typed += [f"teacher.model={tiny_teacher}", "teacher.responses=data", "compression=[]", "baselines=[]"]
+    typed += ["evaluation=bits_per_byte"]
     recipe = recipe_of(*typed, "training.max_length=64", "training.max_steps=null", "training.num_train_epochs=1")
     recipe = dataclasses.replace(recipe, until="train")
     tokenizer = load_tokenizer(tiny_teacher)
