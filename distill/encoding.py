@@ -6,6 +6,7 @@ with the tokenizer's end-of-sequence token, so that a student learns to stop.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -77,6 +78,26 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[
         text = tokenizer.apply_chat_template(messages_of(prompt), tokenize=False, add_generation_prompt=True)
         return tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
     return tokenizer(without_template(prompt))["input_ids"]
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of plain text that is to be gone on with, as a model of `data.text_field` has learnt it."""
+    return [*encode_prompt(tokenizer, ""), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def encode_asked(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str | None) -> list[int]:
+    """Token ids from which a model is to answer a row: those of its prompt, or of the `opening` of a plain text."""
+    return encode_prompt(tokenizer, prompt) if prompt else encode_text(tokenizer, opening(response or ""))
+
+
+def opening(text: str) -> str:
+    """The first words of a plain text, a hundred characters or half of it at most: what models are asked to go on with.
+
+    From nothing at all, a model would write the same text for every row.
+    """
+    room = min(100, len(text) // 2)
+    words = re.match(rf"(?s).{{1,{room}}}(?<=\S)(?=\s)", text) if room else None
+    return words[0] if words else text[:room]
 
 
 def without_template(prompt: Prompt) -> str:

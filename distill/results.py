@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.artifact import Artifact, write_whole
 from distill.checkpoint import local_folder, weight_bytes
-from distill.encoding import prompt_text
+from distill.encoding import opening, prompt_text
 from distill.evaluation import Evaluation
 from distill.example import Example
 from distill.recipe import Recipe
@@ -91,9 +91,11 @@ def write_samples(
         correct = {}
         if evaluation.kind == "exact_match" and row.response is not None:
             correct = {name: evaluation.correct(text, row.response) for name, text in said.items()}
-        samples.append(
-            {"prompt": prompt_text(row.prompt), "reference": row.response, "answers": said, "correct": correct}
-        )
+        prompt, reference = prompt_text(row.prompt), row.response
+        if not prompt and reference:  # a plain text, of which the models were to go on with the first words
+            prompt = opening(reference)
+            reference = reference[len(prompt) :]
+        samples.append({"prompt": prompt, "reference": reference, "answers": said, "correct": correct})
     disagree = [sample for sample in samples if len(set(sample["correct"].values())) > 1]
     agree = [sample for sample in samples if len(set(sample["correct"].values())) <= 1]
     chosen = disagree[: evaluation.samples // 2]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from distill.encoding import decode_response, encode_prompt, without_template
+from distill.encoding import decode_response, encode_prompt, encode_text, without_template
 from distill.errors import RecipeError, StageFailed
 from distill.example import Prompt, messages_of
 
@@ -86,8 +86,7 @@ class TransformersSpeaker:
 
     def encode_text(self, text: str) -> list[int]:
         """See `Speaker`."""
-        tokenizer = self.model.tokenizer
-        return [*encode_prompt(tokenizer, ""), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return encode_text(self.model.tokenizer, text)
 
     def written_otherwise(self) -> str | None:
         """None: transformers writes the template out, and nobody else."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.encoding import encode_prompt, encode_response
+from distill.encoding import encode_asked, encode_prompt, encode_response
 from distill.example import messages_of
 from distill.runtime.hf import Transformers
 from distill.runtime.speaking import LlamaCppSpeaker, TransformersSpeaker
@@ -56,7 +56,9 @@ class _HeldOut:
         self.logprobs_NV = student.logprobs(self.rows, self.positions)
         self.greedy_tokens = request["greedy_tokens"]
         room = (student.max_positions or 1 << 30) - self.greedy_tokens
-        self.prompts = [prompt for prompt in prompts if len(prompt) <= room][:GREEDY_PROMPTS]
+        rows = zip(self.asked, request["responses"], strict=True)
+        asked = (encode_asked(student.tokenizer, prompt, response) for prompt, response in rows)
+        self.prompts = [prompt for prompt in asked if len(prompt) <= room][:GREEDY_PROMPTS]
         self.greedy = student.generate(self.prompts, self.greedy_tokens)
 
 
@@ -98,7 +100,7 @@ def _same(model: Any, held_out: _HeldOut) -> dict[str, bool | None]:
     None: llama.cpp does not say where it ends.
     """
     speaker = TransformersSpeaker(model) if isinstance(model, Transformers) else LlamaCppSpeaker(model)
-    # models of plain text are asked nothing, and go on from a token of their own
+    # a model of plain texts has no prompts to write
     asked = [(one, ids) for one, ids in zip(held_out.asked, held_out.asked_ids, strict=True) if one]
     return {
         "token_ids_equal": model.tokenize(held_out.texts) == held_out.token_ids,

@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.artifact import fingerprint, write_whole
 from distill.checkpoint import positions_of, read_config
-from distill.encoding import decode_response, encode_prompt, load_tokenizer, tokenizer_hash
+from distill.encoding import decode_response, encode_asked, encode_prompt, load_tokenizer, tokenizer_hash
 from distill.evaluation import Evaluation
 from distill.evaluation.exact_match import ExactMatch
 from distill.example import Example
@@ -126,12 +126,12 @@ def package_bytes(path: Path) -> int:
 
 
 def _answers(model, tokenizer, evaluation: Evaluation, row_sets) -> tuple[dict[str, list[str]], int]:
-    """Greedy answers to each set's prompts, and how many prompts left no room for one and got an empty one."""
+    """How each set's prompts are answered and plain texts gone on with, greedily; how many left no room and got ""."""
     if evaluation.kind == "bits_per_byte":
         row_sets = {name: rows[: evaluation.samples] for name, rows in row_sets.items()}
     answers, no_room = {}, 0
     for name, rows in row_sets.items():
-        prompts = [encode_prompt(tokenizer, row.prompt) for row in rows]
+        prompts = [encode_asked(tokenizer, row.prompt, row.response) for row in rows]
         room = (model.max_positions or 1 << 30) - evaluation.max_new_tokens
         fits = [n for n, prompt in enumerate(prompts) if len(prompt) <= room]
         with bar(f"answers {name}", len(fits)) as advance:

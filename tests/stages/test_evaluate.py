@@ -5,9 +5,11 @@ import math
 
 import pytest
 
+from distill.artifact import Artifact
 from distill.encoding import encode_prompt, encode_response, load_tokenizer, train_tokenizer
 from distill.evaluation.bits_per_byte import BitsPerByte
 from distill.example import Example
+from distill.results import write_samples
 from distill.stages._passages import passages
 from distill.stages.evaluate import score_model
 from tests.small_models import gpt2_tokenizer
@@ -70,6 +72,30 @@ def test_bits_per_byte_are_those_of_the_definition(shared_data, tmp_path):
     found = json.loads((tmp_path / "scores.json").read_text())
     assert found["scored_rows"] == {"bits_per_byte": 2}
     assert found["scores"]["bits_per_byte"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_models_go_on_with_the_first_words_of_plain_texts(shared_data, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = shared_data / "stories260k"
+    tokenizer = load_tokenizer(checkpoint)
+    rows = [
+        Example("", "Once there was a red cat. It sat on a mat."),
+        Example("", "Tim and Sue ran to the big park to play."),
+    ]
+    begun = ["Once there was a red", "Tim and Sue ran to"]  # 20 and 18 characters, of 42 and 39
+    evaluation = BitsPerByte(kind="bits_per_byte", samples=2, max_new_tokens=8, speed=False)
+    sets = {"exact_match": rows}
+    score_model(checkpoint, "transformers", evaluation, sets, tmp_path, scored=[], max_length=64, teacher=None)
+    write_samples(evaluation, rows, {"student": Artifact("scores", tmp_path, "made")}, tmp_path)
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    for row, start, sample in zip(rows, begun, samples, strict=True):
+        ids = [tokenizer.bos_token_id, *tokenizer(start, add_special_tokens=False)["input_ids"]]
+        said = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
+        assert sample["answers"] == {"student": tokenizer.decode(said, skip_special_tokens=True)}
+        assert (sample["prompt"], sample["prompt"] + sample["reference"]) == (start, row.response)
 
 
 @pytest.mark.slow
