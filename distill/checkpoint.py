@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,14 @@ def local_folder(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import constants, snapshot_download
-
     wanted = ["*.safetensors", *_SMALL, *HUB_PATTERNS]
-    try:
-        # Mistral's repositories hold every weight a second time, for Mistral's own code
-        twice = ["consolidated*"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=twice))
-        if any(folder.glob("*.safetensors")):
-            return folder
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"]))
-    except Exception as error:  # offline, gated, unknown, no such revision: the hub's client has a type for each
-        raise RecipeError(
-            f"{name}: the hub did not give this checkpoint ({type(error).__name__}: {first_line(error)})."
-        ) from None
+    # Mistral's repositories hold every weight a second time, for Mistral's own code
+    folder = _download("checkpoint", name, revision, wanted, ignore_patterns=["consolidated*"])
+    if any(folder.glob("*.safetensors")):
+        return folder
+    folder = _download("checkpoint", name, revision, [*wanted, "pytorch_model*.bin"])
+    from huggingface_hub import constants
+
     from distill._bin_weights import as_safetensors
 
     # folder.name is the commit
@@ -109,11 +103,9 @@ def papers_of(name: str, revision: str | None = None) -> list[Path]:
     """
     if Path(name).is_dir():
         return papers_in(Path(name))
-    from huggingface_hub import snapshot_download
-
     try:
-        return papers_in(Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS)))
-    except Exception:  # offline, gated, unknown: the hub's client has a type for each
+        return papers_in(_download("licence", name, revision, HUB_PATTERNS))
+    except RecipeError:
         return []
 
 
@@ -126,15 +118,18 @@ def tokenizer_folder(name: str, revision: str | None = None) -> Path:
     Raises:
         RecipeError: the hub does not give them.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    return Path(name) if Path(name).is_dir() else _download("tokenizer", name, revision, _SMALL)
+
+
+def _download(what: str, name: str, revision: str | None, patterns: Sequence[str], **more: Any) -> Path:
+    """The files of these patterns, from the hub or from its cache here; `what` they are is for the error's words."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
-    except Exception as error:  # as above
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), **more))
+    except Exception as error:  # offline, gated, unknown, no such revision: the hub's client has a type for each
         raise RecipeError(
-            f"{name}: the hub did not give this tokenizer ({type(error).__name__}: {first_line(error)})."
+            f"{name}: the hub did not give this {what} ({type(error).__name__}: {first_line(error)})."
         ) from None
 
 
