@@ -29,23 +29,25 @@ class Layout:
 
 
 def rows_of_dialogue(row: Mapping[str, Any], layout: Layout, where: str, *, every_turn: bool) -> list[Example]:
-    """One row for the last assistant turn, or for each; none where nothing precedes the only one.
+    """One row for the last assistant turn that is to be learnt, or for each; none where nothing precedes the only one.
 
+    An assistant turn of weight 0, as OpenAI's files for fine-tuning mark it, is said in later prompts and not learnt.
     A dialogue without an assistant turn is one prompt without an answer. An assistant turn that opens the dialogue
     answers nobody: it stays in the later prompts, but is no row itself.
 
     Raises:
-        DataError: the field is missing or holds no list of turns, or nobody answers and speakers have unknown names.
+        DataError: the field is missing or holds no list of turns, nobody answers and speakers have unknown names, or an
+            assistant turn has another weight than 0 or 1.
     """
-    turns = _turns(row, layout, where)
+    turns, unlearnt = _turns(row, layout, where)
     answers = [number for number, turn in enumerate(turns) if turn["role"] == ASSISTANT]
     if not answers:
         _require_known_speakers(turns, layout, where)
         return [Example(prompt=tuple(turns))] if turns else []
-    learnt = answers if every_turn else answers[-1:]
+    learnt = [number for number in answers if number not in unlearnt]
     return [
         Example(prompt=tuple(turns[:number]), response=turns[number]["content"])
-        for number in learnt
+        for number in (learnt if every_turn else learnt[-1:])
         if number and turns[number]["content"].strip()
     ]
 
@@ -60,7 +62,8 @@ def _require_known_speakers(turns: Turns, layout: Layout, where: str) -> None:
         )
 
 
-def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> Turns:
+def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> tuple[Turns, set[int]]:
+    """The turns, and the places of those that are not to be learnt."""
     found = row.get(layout.messages_field)
     if isinstance(found, str):  # as csv keeps them
         with contextlib.suppress(json.JSONDecodeError):
@@ -70,15 +73,33 @@ def _turns(row: Mapping[str, Any], layout: Layout, where: str) -> Turns:
     _refuse_calls(turns, content, where)
     wrong = next((number for number, turn in enumerate(turns) if not _is_turn(turn, speaker, content)), None)
     if not isinstance(found, list) or wrong is not None:
-        said = ""
+        hint = ""
         if wrong is not None and isinstance(turns[wrong], dict):
             has = ", ".join(f"{name} ({type(value).__name__})" for name, value in turns[wrong].items())
-            said = f" Turn {wrong + 1} has {has}: see data.speaker_field, data.content_field."
+            hint = f" Turn {wrong + 1} has {has}: see data.speaker_field, data.content_field."
         raise DataError(
             f"{where}: field {layout.messages_field!r} must hold a list of turns with {speaker} and {content}, both "
-            f"text. Fields there: {', '.join(map(str, row))}.{said}"
+            f"text. Fields there: {', '.join(map(str, row))}.{hint}"
         )
-    return [{"role": _role(turn[speaker], layout.agent), "content": turn[content]} for turn in turns]
+    said = [{"role": _role(turn[speaker], layout.agent), "content": turn[content]} for turn in turns]
+    return said, _unlearnt(turns, said, where)
+
+
+def _unlearnt(turns: list[Any], said: Turns, where: str) -> set[int]:
+    """Places of the assistant's turns whose weight is 0. Raises DataError for a weight that is neither 0 nor 1."""
+    # None: in parquet every turn has every field
+    weights = {
+        place: turn["weight"]
+        for place, turn in enumerate(turns)
+        if said[place]["role"] == ASSISTANT and turn.get("weight") is not None
+    }
+    for place, weight in weights.items():
+        if weight not in (0, 1):
+            raise DataError(
+                f"{where}: turn {place + 1} has weight {weight!r}; 0 (not learnt) or 1 is needed. "
+                "Leave the field out to learn the turn."
+            )
+    return {place for place, weight in weights.items() if weight == 0}
 
 
 def _refuse_calls(turns: list[Any], content: str, where: str) -> None:

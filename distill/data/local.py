@@ -39,7 +39,8 @@ class Local:
     response_field: str = "response"
     """Rows without a value here have no answer of their own."""
     messages_field: str | None = None
-    """Chat `messages`; the last assistant turn is the response, everything before it the prompt."""
+    """Chat `messages`; the last assistant turn is the response, everything before it the prompt. Turns of weight 0, in
+    OpenAI's layout, are said and not learnt."""
     turns: Literal["last", "all"] = "last"
     """With messages: all makes a row of each assistant turn. A dialogue counts as one row below, and is never split
     between training and evaluation."""
@@ -93,7 +94,7 @@ class Local:
         read = self._read(self.path, self.split, "data.path", routed=True)
         train = [row for row in read if row]
         left_out = len(read) - len(train)
-        why = "texts are blank" if self.text_field else "dialogues have no turn that answers another one"
+        why = "texts are blank" if self.text_field else "dialogues have no turn to learn that answers another one"
         note = f"{left_out} of {len(read)} {why}."
         if not train:
             raise DataError(f"{self.path}: {note} None is left.")

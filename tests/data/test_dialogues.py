@@ -51,11 +51,48 @@ def test_which_turns_are_learnt(tmp_path, dialogue, last, every):
     assert [said(example) for example in load(path, turns="all").train] == every
 
 
+def weighted(path, *turns):
+    messages = [{"role": SPEAKERS[who], "content": text, "weight": weight} for who, text, weight in turns]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("weights", "last", "every"),
+    [
+        ((0, 1), ("u: 1 | a: 2 | u: 3", "4"), [("u: 1 | a: 2 | u: 3", "4")]),
+        ((1, 0), ("u: 1", "2"), [("u: 1", "2")]),
+        # as a table keeps them where some turns have none
+        ((0.0, None), ("u: 1 | a: 2 | u: 3", "4"), [("u: 1 | a: 2 | u: 3", "4")]),
+        ((None, 1.0), ("u: 1 | a: 2 | u: 3", "4"), [("u: 1", "2"), ("u: 1 | a: 2 | u: 3", "4")]),
+    ],
+)
+def test_an_answer_of_weight_0_is_said_and_not_learnt(tmp_path, weights, last, every):
+    first, second = weights
+    turns = [("u", "1", None), ("a", "2", first), ("u", "3", 0), ("a", "4", second)]
+    path = weighted(tmp_path / "chat.jsonl", *turns)
+    assert [said(example) for example in load(path).train] == [last]
+    assert [said(example) for example in load(path, turns="all").train] == every
+
+
+def test_a_dialogue_of_which_nothing_is_learnt_is_no_prompt_either(tmp_path):
+    path = weighted(tmp_path / "chat.jsonl", ("u", "1", None), ("a", "2", 0))
+    with pytest.raises(DataError, match=r"1 of 1 dialogues"):
+        load(path)
+
+
+@pytest.mark.parametrize("weight", [0.5, "0", -1, [0]])
+def test_a_weight_between_learnt_and_not_is_refused(tmp_path, weight):
+    path = weighted(tmp_path / "chat.jsonl", ("u", "1", None), ("a", "2", weight))
+    with pytest.raises(DataError, match=r"line 1: turn 2 has weight .*; 0 \(not learnt\) or 1 is needed"):
+        load(path)
+
+
 def test_dialogues_in_which_nobody_is_answered_are_counted(tmp_path):
     path = write(tmp_path / "chat.jsonl", "a: hello", "", "u: 1 | a: 2")
     examples = load(path, turns="all")
     assert [said(example) for example in examples.train] == [("u: 1", "2")]
-    assert examples.notes == ("2 of 3 dialogues have no turn that answers another one.",)
+    assert examples.notes == ("2 of 3 dialogues have no turn to learn that answers another one.",)
     with pytest.raises(DataError, match=r"1 of 1 dialogues .* None is left"):
         load(write(tmp_path / "b.jsonl", "a: hello"))
 
